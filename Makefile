@@ -1,0 +1,45 @@
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+RELEASE ?= 1.2
+CHANNEL ?= registry
+IMAGE ?=
+
+KILN := .venv/bin/kiln
+PYTEST := .venv/bin/python -m pytest
+SELECT := --release $(RELEASE) --channel $(CHANNEL) $(addprefix --image ,$(IMAGE))
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Install what the other targets need, start a Docker engine if none answers
+	@scripts/setup
+
+.PHONY: images
+images: setup ## Bake the images of RELEASE (default 1.2) on CHANNEL (default registry); IMAGE=cpu for one
+	@$(KILN) bake $(SELECT)
+
+.PHONY: plan
+plan: setup ## Show what make images would build, and why
+	@$(KILN) plan $(SELECT)
+
+.PHONY: lint
+lint: setup ## Run the linters alone
+	@$(PYTEST) -q tests/test_lint.py
+
+.PHONY: test
+test: setup ## Bake the current release and run the tests
+	@$(KILN) bake
+	@$(PYTEST) -m "not long"
+
+.PHONY: test-all
+test-all: setup ## Bake both releases and run every test, the long ones too
+	@$(KILN) bake --release 1.1 --release 1.2
+	@$(PYTEST)
+
+.PHONY: clean
+clean: setup ## Remove images, stages and products that the tables no longer lead to
+	@$(KILN) gc

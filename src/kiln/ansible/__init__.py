@@ -1,0 +1,1 @@
+"""What Ansible loads from kiln."""

@@ -1,0 +1,303 @@
+"""From tables to stages: what an image is made of, what of it is there already, and why the rest is not.
+
+A stage's digest is the sha256 over everything that can change its result: its parent's digest, its playbook and every
+file of the roles it runs, the variables they get, its artifacts and products by digest, the Packer template, and the
+versions of the tools. Same digest, same stage: nothing else decides what is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from kiln import records
+from kiln.artifact import Artifact
+from kiln.bootstrap import lock_name
+from kiln.errors import KilnError
+from kiln.matrix import ImageSpec, Matrix
+from kiln.project import Project
+from kiln.stages import Kind, StageRow, StageTable, file_digest
+from kiln.store import Store
+from kiln.templating import render
+from kiln.tools import tool_versions
+
+REPOSITORY = "deeplearning"
+"""Repository of the finished images: ``deeplearning:RELEASE-IMAGE``."""
+
+State = Literal["cached", "missing", "unneeded"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of one or more images."""
+
+    name: str
+    kind: Kind
+    digest: str
+    """64 hex digits."""
+    parent: str | None
+    """The parent stage's digest; none for the bootstrap stage."""
+    playbook: Path
+    interpreter: str
+    """Python on the target that Ansible's modules run on."""
+    variables: dict[str, Any]
+    artifacts: tuple[tuple[str, Artifact], ...]
+    """(folder under /run/kiln/artifacts, artifact)."""
+    products: tuple[tuple[str, str], ...]
+    """(build stage, its digest)."""
+    serve: tuple[tuple[str, str], ...]
+    """(host name, build stage whose product answers for it)."""
+    inputs: dict[str, str] = field(repr=False)
+    """Input's name to its digest or value: what the digest covers."""
+    images: tuple[str, ...] = ()
+    """The images it serves, as release/image."""
+    tag: str | None = None
+    """Reference of the finished image, on an image's last stage."""
+    labels: dict[str, str] = field(default_factory=dict)
+    state: State = "missing"
+    why: tuple[str, ...] = ()
+    expected_s: float | None = None
+    """Seconds that the stage took last time."""
+
+    @property
+    def reference(self) -> str:
+        """The stage's own image reference in the engine."""
+        return f"kiln/stage:{self.digest}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of the wanted images, parents and products before what needs them."""
+
+    stages: tuple[Stage, ...]
+
+    @cached_property
+    def by_digest(self) -> dict[str, Stage]:
+        return {stage.digest: stage for stage in self.stages}
+
+    @property
+    def missing(self) -> tuple[Stage, ...]:
+        """What has to be built, in a possible order."""
+        return tuple(stage for stage in self.stages if stage.state == "missing")
+
+    @property
+    def finals(self) -> tuple[Stage, ...]:
+        """The last stage of each wanted image."""
+        return tuple(stage for stage in self.stages if stage.tag)
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Every artifact that a missing stage needs, each once."""
+        return tuple(dict.fromkeys(artifact for stage in self.missing for _, artifact in stage.artifacts))
+
+    @property
+    def expected_s(self) -> float | None:
+        """Seconds of work ahead, stages one after the other; none while a missing stage was never built."""
+        times = [stage.expected_s for stage in self.missing]
+        known = [time for time in times if time is not None]
+        return sum(known) if len(known) == len(times) else None
+
+
+class Planner:
+    """Turns image specs into stages; a stage that two images share comes out once."""
+
+    def __init__(self, project: Project, store: Store, matrix: Matrix) -> None:
+        self.project = project
+        self.store = store
+        self.matrix = matrix
+        self.table = StageTable(project)
+        self.tools = tool_versions(store)
+        self.templates = {
+            project.relative(path): file_digest(path) for path in sorted((project.templates / "packer").glob("*"))
+        }
+        self.code = {
+            f"kiln/{name}": file_digest(Path(__file__).with_name(name)) for name in ("bootstrap.py", "host_python.py")
+        }
+        self._files: dict[str, dict[str, str]] = {}
+        self._stages: dict[str, Stage] = {}
+
+    def plan(self, images: Iterable[tuple[str, str]], present: frozenset[str]) -> Plan:
+        """The plan for ``images`` (release, image); ``present`` holds the digests of the stage images in the engine."""
+        for release, image in images:
+            self._add_image(self.matrix.resolve(release, image))
+        return self._states(present)
+
+    def _add_image(self, spec: ImageSpec) -> None:
+        name = f"{spec.release}/{spec.image}"
+        names = spec.names()
+        chain = self.table.chain(spec.device)
+        parent: Stage | None = None
+        for row in chain:
+            parent = self._stage(row, spec, names, parent, name)
+        if parent is None or parent.kind == "bootstrap":
+            raise KilnError(f"image {name} has no stages", where="images/stages.yml", fix="list some for its device")
+        self._stages[parent.digest] = replace(
+            parent, tag=f"{REPOSITORY}:{spec.release}-{spec.image}", labels=self._labels(spec, parent.digest)
+        )
+
+    @staticmethod
+    def _labels(spec: ImageSpec, digest: str) -> dict[str, str]:
+        prefix = "org.deeplearning"
+        return {
+            f"{prefix}.release": spec.release,
+            f"{prefix}.image": spec.image,
+            f"{prefix}.channel": spec.channel.name,
+            f"{prefix}.digest": digest,
+            f"{prefix}.substitutions": ",".join(spec.substitutions),
+        }
+
+    def _stage(
+        self, row: StageRow, spec: ImageSpec, names: Mapping[str, Any], parent: Stage | None, image: str
+    ) -> Stage:
+        where = self.table.where(row.name)
+        if row.parent:
+            parent = self._named(row.parent, spec, names, image)
+        products = tuple((name, self._named(name, spec, names, image).digest) for name in row.products)
+        artifacts = self._artifacts(row, spec, names, where)
+        variables: dict[str, Any] = render(row.variables, names, where)
+        inputs = self._inputs(row, spec, variables, artifacts, products, parent)
+        canonical = json.dumps({"name": row.name, "kind": row.kind, "inputs": inputs}, sort_keys=True)
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        known = self._stages.get(digest)
+        stage = Stage(
+            name=row.name,
+            kind=row.kind,
+            digest=digest,
+            parent=parent.digest if parent else None,
+            playbook=self.table.playbook(row),
+            interpreter=spec.channel.base.interpreter,
+            variables=variables,
+            artifacts=artifacts,
+            products=products,
+            serve=tuple(row.serve.items()),
+            inputs=inputs,
+            images=tuple(dict.fromkeys((*(known.images if known else ()), image))),
+            tag=known.tag if known else None,
+            labels=known.labels if known else {},
+        )
+        self._stages[digest] = stage
+        return stage
+
+    def _named(self, name: str, spec: ImageSpec, names: Mapping[str, Any], image: str) -> Stage:
+        """The stage called ``name`` as ``spec`` makes it, with everything it stands on."""
+        row = self.table.rows[name]
+        if row.parent:
+            return self._stage(row, spec, names, None, image)
+        parent: Stage | None = None
+        for link in self.table.chain(spec.device):
+            parent = self._stage(link, spec, names, parent, image)
+            if link.name == name:
+                return parent
+        raise KilnError(
+            f"stage {name} is not made for {spec.device} images", where=self.table.where(name), fix="name another"
+        )
+
+    def _artifacts(
+        self, row: StageRow, spec: ImageSpec, names: Mapping[str, Any], where: str
+    ) -> tuple[tuple[str, Artifact], ...]:
+        found: list[tuple[str, Artifact]] = []
+        for folder, expression in row.artifacts.items():
+            group = render(expression, names, where)
+            if group is None:
+                continue
+            if group not in spec.groups:
+                raise KilnError(
+                    f"stage {row.name} needs artifact group {group}, which channel {spec.channel.name} lacks",
+                    where=where,
+                    fix=f"add it to {spec.channel.table.name}, or lock it with kiln artifacts lock",
+                )
+            found += [(folder, artifact) for artifact in spec.groups[group]]
+        return tuple(found)
+
+    def _inputs(
+        self,
+        row: StageRow,
+        spec: ImageSpec,
+        variables: Mapping[str, Any],
+        artifacts: Iterable[tuple[str, Artifact]],
+        products: Iterable[tuple[str, str]],
+        parent: Stage | None,
+    ) -> dict[str, str]:
+        inputs = {f"variable {name}": json.dumps(value, sort_keys=True) for name, value in variables.items()}
+        inputs |= {f"artifact {folder}/{artifact.file}": self._identity(artifact) for folder, artifact in artifacts}
+        inputs |= {f"product {name}": digest for name, digest in products}
+        inputs |= {f"serve {host}": name for host, name in row.serve.items()}
+        inputs["interpreter"] = spec.channel.base.interpreter
+        if parent:
+            inputs[f"parent {parent.name}"] = parent.digest
+        if row.kind == "bootstrap":
+            inputs |= self.code
+            inputs["apt index"] = self.store.machine_lock(lock_name(spec.channel.base.suite)) or "not fetched yet"
+        else:
+            if row.name not in self._files:
+                self._files[row.name] = self.table.role_files(row)
+            inputs |= self._files[row.name]
+            inputs |= self.templates
+            inputs |= {f"tool {name}": version for name, version in self.tools.items()}
+        return inputs
+
+    def _identity(self, artifact: Artifact) -> str:
+        return (
+            artifact.sha256
+            or self.store.locked_sha256(artifact)
+            or f"not fetched yet: {artifact.origin} {artifact.path}"
+        )
+
+    def _states(self, present: frozenset[str]) -> Plan:
+        """Walks back from the finished images: what they need and lack is missing, the rest of the graph unneeded."""
+        wanted = [stage.digest for stage in self._stages.values() if stage.tag]
+        states: dict[str, State] = {}
+        while wanted:
+            digest = wanted.pop()
+            if digest in states:
+                continue
+            stage = self._stages[digest]
+            there = self.store.product(digest) is not None if stage.kind == "build" else digest in present
+            states[digest] = "cached" if there else "missing"
+            if not there:
+                wanted += [*([stage.parent] if stage.parent else []), *(product for _, product in stage.products)]
+        history = records.read_records(self.store)
+        stages = []
+        for digest, stage in self._stages.items():
+            state = states.get(digest, "unneeded")
+            last = records.latest(history, stage.name, stage.images)
+            stages.append(
+                replace(
+                    stage,
+                    state=state,
+                    why=self._why(stage, last, history) if state == "missing" else (),
+                    expected_s=last.seconds if last else None,
+                )
+            )
+        return Plan(tuple(stages))
+
+    def _why(self, stage: Stage, last: records.Record | None, history: Mapping[str, records.Record]) -> tuple[str, ...]:
+        if stage.digest in history:
+            return ("built before, no longer in the store",)
+        if last is None:
+            return ("never built on this machine",)
+        return tuple(explain(last.inputs, stage.inputs))
+
+
+def explain(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The differences between two input lists, one short clause each, causes before consequences."""
+    reasons = []
+    for name in sorted(set(old) | set(new), key=lambda name: (name.startswith(("parent ", "product ")), name)):
+        before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
+        short = name.startswith(("variable ", "tool "))
+        if before is None:
+            reasons.append(f"{name} added")
+        elif after is None:
+            reasons.append(f"{name} removed")
+        elif short and len(before) + len(after) < 60:
+            reasons.append(f"{name}: {before} → {after}")
+        else:
+            reasons.append(f"{name} changed")
+    return reasons

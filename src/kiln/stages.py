@@ -1,0 +1,173 @@
+"""The stage table, and the files of a checkout that decide what a stage's playbook does."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from kiln.components import Device, Strict
+from kiln.errors import KilnError
+from kiln.project import Project
+from kiln.tables import SAFE_LOADER, Table, read_table
+
+Kind = Literal["bootstrap", "image", "build"]
+
+
+class StageRow(Strict):
+    """One row of ``images/stages.yml``.
+
+    A stage without ``parent`` stands on the row of the image chain before it; one with ``parent`` is beside the chain: a
+    tool or build stage, made only when something consumes its product.
+    """
+
+    name: str
+    kind: Kind = "image"
+    parent: str | None = None
+    device: Device | None = None
+    variables: dict[str, Any] = {}
+    artifacts: dict[str, str] = {}
+    """Folder under /run/kiln/artifacts to artifact group."""
+    products: list[str] = []
+    serve: dict[str, str] = {}
+    """Host name that the stage's apt reaches from a build stage's product instead."""
+
+
+class StageTable:
+    """``images/stages.yml``, its references checked."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.table: Table = read_table(project.images / "stages.yml", project.root)
+        for key in self.table.data:
+            if key != "stages":
+                raise KilnError(f"unknown key {key}", where=self.table.where(key), fix="remove it")
+        if not isinstance(self.table.data.get("stages"), list):
+            raise KilnError("key stages is missing", where=self.table.where(), fix="list the stages under it")
+        self.rows: dict[str, StageRow] = {}
+        for index in range(len(self.table.data["stages"])):
+            row = self.table.convert(StageRow, "stages", index)
+            self._check(row, index)
+            self.rows[row.name] = row
+
+    def where(self, name: str) -> str:
+        """``file:line`` of a stage's row."""
+        return self.table.where("stages", list(self.rows).index(name))
+
+    def chain(self, device: Device) -> list[StageRow]:
+        """The stages of an image for ``device``, first to last."""
+        return [row for row in self.rows.values() if row.parent is None and row.device in (None, device)]
+
+    def _check(self, row: StageRow, index: int) -> None:
+        where = self.table.where("stages", index)
+        if row.name in self.rows:
+            raise KilnError(f"stage {row.name} stands twice", where=where, fix="rename one")
+        if (row.kind == "bootstrap") != (index == 0):
+            raise KilnError(
+                f"stage {row.name} is of kind {row.kind}", where=where, fix="start with the one bootstrap stage"
+            )
+        if row.kind == "build" and row.parent is None:
+            raise KilnError(f"build stage {row.name} names no parent", where=where, fix="name the stage it runs in")
+        for name in (*([row.parent] if row.parent else []), *row.products, *row.serve.values()):
+            if name not in self.rows:
+                raise KilnError(
+                    f"stage {row.name} names {name}, which is no earlier stage",
+                    where=where,
+                    fix="list it before this one",
+                )
+        for name in row.products:
+            if self.rows[name].kind != "build":
+                raise KilnError(f"stage {row.name} takes a product of {name}", where=where, fix="name a build stage")
+        for name in row.serve.values():
+            if name not in row.products:
+                raise KilnError(f"stage {row.name} serves {name}", where=where, fix="list it under products too")
+        if row.parent and self.rows[row.parent].kind == "build":
+            raise KilnError(f"stage {row.name} stands on {row.parent}", where=where, fix="name an image stage")
+        if row.kind != "bootstrap" and not self.playbook(row).is_file():
+            raise KilnError(
+                f"stage {row.name} has no playbook",
+                where=where,
+                fix=f"write playbooks/{row.name}.yml or drop the stage",
+            )
+
+    def playbook(self, row: StageRow) -> Path:
+        """The playbook that makes the stage."""
+        return self.project.playbooks / f"{row.name}.yml"
+
+    def role_files(self, row: StageRow) -> dict[str, str]:
+        """Relative path to digest of the playbook and of every file of the roles it runs, dependencies included."""
+        playbook = self.playbook(row)
+        files = {self.project.relative(playbook): file_digest(playbook)}
+        for role in self._roles(playbook):
+            files.update(self._tree(self.project.roles / role))
+        return dict(sorted(files.items()))
+
+    def _roles(self, playbook: Path) -> list[str]:
+        table = _plain_yaml(playbook, self.project)
+        pending = [_role_name(entry) for play in table or [] for entry in play.get("roles", [])]
+        found: list[str] = []
+        while pending:
+            role = pending.pop(0)
+            if role in found:
+                continue
+            folder = self.project.roles / role
+            if not folder.is_dir():
+                raise KilnError(
+                    f"role {role} does not exist",
+                    where=self.project.relative(playbook),
+                    fix=f"write roles/{role} or drop it",
+                )
+            found.append(role)
+            meta = folder / "meta" / "main.yml"
+            if meta.is_file():
+                pending += [_role_name(entry) for entry in _plain_yaml(meta, self.project).get("dependencies", [])]
+        return found
+
+    def _tree(self, folder: Path) -> dict[str, str]:
+        files: dict[str, str] = {}
+        for place, folders, names in os.walk(folder):
+            folders[:] = sorted(name for name in folders if name != "__pycache__")
+            for name in names:
+                path = Path(place) / name
+                files[self.project.relative(path)] = file_digest(path)
+        return files
+
+
+def file_digest(path: Path) -> str:
+    """sha256 over a file's content (a link's target) and whether it may be executed."""
+    if path.is_symlink():
+        return hashlib.sha256(b"link " + os.fsencode(path.readlink())).hexdigest()
+    mode = b"x " if os.access(path, os.X_OK) else b"- "
+    try:
+        return hashlib.sha256(mode + path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise KilnError(f"cannot be read ({error.strerror})", where=str(path), fix="make it readable") from None
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Any:
+    loader = SAFE_LOADER(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _plain_yaml(path: Path, project: Project) -> Any:
+    try:
+        return _parsed(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise KilnError(
+            f"is not valid YAML ({getattr(error, 'problem', error)})",
+            where=f"{project.relative(path)}:{mark.line + 1 if mark else 1}",
+            fix="correct the line",
+        ) from None
+
+
+def _role_name(entry: Any) -> str:
+    return str(entry.get("role") or entry.get("name")) if isinstance(entry, dict) else str(entry)

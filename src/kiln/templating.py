@@ -1,0 +1,51 @@
+"""Jinja2 expressions inside tables, evaluated to native values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, TemplateError, select_autoescape
+from jinja2.environment import TemplateExpression
+
+from kiln.errors import KilnError
+
+_EXPRESSION = re.compile(r"\{\{(.+?)\}\}", re.DOTALL)
+_ENVIRONMENT = Environment(undefined=StrictUndefined, autoescape=select_autoescape(default_for_string=False))
+
+
+@lru_cache(maxsize=1024)
+def _compile(expression: str) -> TemplateExpression:
+    return _ENVIRONMENT.compile_expression(expression, undefined_to_none=False)
+
+
+def render(value: Any, names: Mapping[str, Any], where: str) -> Any:
+    """``value`` with every ``{{ expression }}`` in it evaluated over ``names``.
+
+    A string that is one expression alone becomes the expression's own value (a list stays a list).
+    Raises KilnError, naming ``where``, for a name that does not exist or a broken expression.
+    """
+    if isinstance(value, str):
+        whole = _EXPRESSION.fullmatch(value.strip())
+        try:
+            if whole:
+                return _evaluate(whole[1], names)
+            return _EXPRESSION.sub(lambda found: str(_evaluate(found[1], names)), value)
+        except (TemplateError, TypeError, KeyError) as error:
+            raise KilnError(
+                f"{value!r} cannot be evaluated ({error})", where=where, fix="correct the expression"
+            ) from None
+    if isinstance(value, list):
+        return [render(item, names, where) for item in value]
+    if isinstance(value, dict):
+        return {key: render(item, names, where) for key, item in value.items()}
+    return value
+
+
+def _evaluate(expression: str, names: Mapping[str, Any]) -> Any:
+    result = _compile(expression.strip())(**names)
+    if isinstance(result, StrictUndefined):
+        str(result)  # raises with the name that is undefined
+    return result

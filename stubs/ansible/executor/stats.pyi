@@ -1,0 +1,3 @@
+class AggregateStats:
+    processed: dict[str, int]
+    def summarize(self, host: str) -> dict[str, int]: ...

@@ -1,0 +1,27 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kiln.project import Project
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """This checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A copy of this checkout's tables, roles and playbooks to break, with an empty store."""
+    copy = tmp_path / "project"
+    for folder in ("images", "roles", "playbooks", "templates"):
+        shutil.copytree(ROOT / folder, copy / folder, symlinks=True)
+    return Project(copy, tmp_path / "store")
