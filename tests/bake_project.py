@@ -18,7 +18,7 @@ import msgspec
 
 from kiln.bake import bake
 from kiln.bootstrap import Base, lock_index
-from kiln.engine import cached_stages
+from kiln.engine import STAGES, cached_stages, stage_tags
 from kiln.errors import KilnError
 from kiln.lock import bake_lock
 from kiln.plan import Plan, Stage
@@ -84,6 +84,15 @@ def seed_store(folder: Path, seed: Path) -> Store:
     for name in ("apt", "locks.json"):
         subprocess.run(["cp", "-a", str(seed / "store" / name), str(folder / name)], check=True)
     return Store(folder)
+
+
+def remove_images(store: Store) -> None:
+    """Removes the images that were baked with ``store``, by all their names."""
+    tags = stage_tags()
+    for record in (store.root / "records").glob("*.json"):
+        if record.stem in tags:
+            names = [f"{STAGES}:{record.stem}", *tags[record.stem]]
+            subprocess.run(["docker", "rmi", "--force", *names], check=True, stdout=subprocess.DEVNULL)
 
 
 def read_rows(project: Project) -> tuple[Row, ...]:

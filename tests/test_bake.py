@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from bake_project import CHECKOUT, Row, make_plan, seed_store, write_project
+from bake_project import CHECKOUT, Row, make_plan, remove_images, seed_store, write_project
 from kiln import bootstrap
 from kiln.ansible.connection import connection
 from kiln.bake import StageError, bake
@@ -73,17 +73,17 @@ engine = pytest.mark.engine
 
 
 @pytest.fixture
-def store(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return seed_store(tmp_path / "store", tmp_path_factory.getbasetemp() / "seed")
+def store(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A store of the test's own; what was baked with it goes with the test, and nothing else."""
+    store = seed_store(tmp_path / "store", tmp_path_factory.getbasetemp() / "seed")
+    yield store
+    remove_images(store)
 
 
 @pytest.fixture
-def nonce() -> Iterator[tuple[tuple[str, str], ...]]:
-    """A variable that makes a test's stages its own; their images go with the test."""
-    before = cached_stages()
-    yield (("nonce", uuid.uuid4().hex), ("words", "of the host"))
-    for digest in cached_stages() - before:
-        subprocess.run(["docker", "rmi", "--force", f"kiln/stage:{digest}"], check=True, stdout=subprocess.DEVNULL)
+def nonce() -> tuple[tuple[str, str], ...]:
+    """A variable that makes a test's stages its own."""
+    return (("nonce", uuid.uuid4().hex), ("words", "of the host"))
 
 
 def run(rows: tuple[Row, ...], project: Project, store: Store, jobs: int = 2) -> list[dict[str, str]]:

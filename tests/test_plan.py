@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kiln import plan as plan_module
+from kiln import tools
 from kiln.bootstrap import lock_name
 from kiln.matrix import Matrix
 from kiln.plan import Plan, Planner, explain
@@ -49,6 +50,13 @@ def edit(file: str, find: str, put: str) -> Callable[[Path], None]:
     return change
 
 
+def new_file(file: str) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        (root / file).write_text("new\n", encoding="utf-8")
+
+    return change
+
+
 def append(file: str) -> Callable[[Path], None]:
     def change(root: Path) -> None:
         with (root / file).open("a", encoding="utf-8") as stream:
@@ -72,9 +80,9 @@ GPU = {image for image in EVERY if "cuda" in image}
 CPU = EVERY - GPU
 
 CHANGES: list[tuple[str, Callable[[Path], None], str, set[str]]] = [
-    ("a role's task file", append("roles/keras/tasks/main.yml"), "keras", EVERY),
+    ("a role's task file", append("roles/jupyter/tasks/main.yml"), "keras", EVERY),
     ("a role's default", append("roles/workspaces/defaults/main.yml"), "workspaces", EVERY),
-    ("a new file in a role", lambda root: (root / "roles/caffe/new").write_text("x") and None, "caffe", EVERY),
+    ("a new file in a role", new_file("roles/caffe/new"), "caffe", EVERY),
     ("a file's mode", lambda root: (root / "roles/seal/defaults/main.yml").chmod(0o755), "seal", EVERY),
     ("a playbook", append("playbooks/pytorch.yml"), "pytorch", EVERY),
     ("a gpu-only role", append("roles/cudnn/tasks/main.yml"), "cudnn", GPU),
@@ -115,7 +123,7 @@ def test_one_change_turns_exactly_the_right_stages_stale(
 
 
 @pytest.mark.parametrize(
-    "file", ["README.md", "roles/README.md", "images/README.md", "roles/keras/tasks/__pycache__/x.pyc"]
+    "file", ["README.md", "roles/README.md", "images/README.md", "roles/jupyter/tasks/__pycache__/x.pyc"]
 )
 def test_what_no_stage_reads_turns_nothing_stale(project: Project, file: str) -> None:
     def change(root: Path) -> None:
@@ -127,7 +135,7 @@ def test_what_no_stage_reads_turns_nothing_stale(project: Project, file: str) ->
 
 
 def test_another_tool_version_turns_every_baked_stage_stale(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = plan_module.tool_versions
+    real = tools.tool_versions
     before = digests(project)
     monkeypatch.setattr(plan_module, "tool_versions", lambda store: {**real(store), "packer": "9.9.9"})
     after = digests(project)
@@ -150,7 +158,7 @@ def test_images_and_releases_share_what_they_can(project: Project) -> None:
     assert tensorflow["1.2/cuda91"] == tensorflow["1.2/cpu"] != tensorflow["1.2/cuda80"]
     assert tensorflow["1.1/cuda80"] == tensorflow["1.2/cuda80"]
     builds = {digest for (_, name), digest in found.items() if name == "caffe-build"}
-    assert len(builds) == 2  # one on each BLAS, whatever the release
+    assert len(builds) == 1  # both BLAS libraries in one build, whatever the image
     assert len({digest for (_, name), digest in found.items() if name == "seal"}) == len(ALL)
 
 
@@ -176,10 +184,10 @@ def test_the_plan_says_why(project: Project) -> None:
     assert {stage.why for stage in first.missing} == {("never built on this machine",)}
     for stage in first.stages:
         write_record(store, stage, 12.5)
-    append("roles/keras/tasks/main.yml")(project.root)
+    append("roles/keras/defaults/main.yml")(project.root)
     edit("images/releases/1.2.yml", "caffe: intel", "caffe: bvlc")
     second = {stage.name: stage for stage in make_plan(project, [("1.2", "cpu")]).missing}
-    assert second["keras"].why == ("roles/keras/tasks/main.yml changed",)
+    assert second["keras"].why == ("roles/keras/defaults/main.yml changed",)
     assert second["keras"].expected_s == pytest.approx(12.5)
     assert second["tensorflow"].why == ("built before, no longer in the store",)
     assert any(reason.startswith("parent ") for reason in second["seal"].why)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TextIO
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import requests
 
@@ -212,7 +213,7 @@ class Fetch:
 
     def _probe(self, sources: dict[Artifact, list[str]]) -> None:
         """Refuses at once what comes only from hosts that do not answer."""
-        if self.session.proxies or requests.utils.getproxies():
+        if self.session.proxies or getproxies():
             return  # the proxy answers for every host
         answers: dict[str, bool] = {}
         hosts = {urlsplit(url).netloc for urls in sources.values() for url in urls}

@@ -14,7 +14,7 @@ from kiln.tables import Table, read_table
 _HEX = frozenset("0123456789abcdef")
 
 
-class Base(Strict):
+class Base(Strict, frozen=True):
     """The distribution that the images of a channel stand on."""
 
     kind: Literal["mmdebstrap", "tarball"]
@@ -29,7 +29,7 @@ class Base(Strict):
     group: str | None = None
 
 
-class Delivery(Strict):
+class Delivery(Strict, frozen=True):
     """How the channel delivers one component: from an artifact group, with further settings for the roles."""
 
     source: str
@@ -39,7 +39,7 @@ class Delivery(Strict):
     settings: dict[str, Any] = {}
 
 
-class Substitution(Strict):
+class Substitution(Strict, frozen=True):
     """What the channel installs, instead of what the release asks for, and why."""
 
     component: str
@@ -50,7 +50,7 @@ class Substitution(Strict):
     device: Literal["gpu", "cpu"] | None = None
 
 
-class ArtifactRow(Strict):
+class ArtifactRow(Strict, frozen=True):
     """One file of an artifact group."""
 
     file: str

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kiln.errors import KilnError
 from kiln.project import Project, find_project
+
+if TYPE_CHECKING:
+    from kiln.artifact import Artifact
+    from kiln.plan import Plan
 
 DEFAULT_RELEASE = "1.2"
 DEFAULT_CHANNEL = "registry"
@@ -57,8 +62,15 @@ def selection(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def make_plan(project: Project, releases: tuple[str, ...], images: tuple[str, ...], channel: str) -> Any:
-    """The plan for the chosen images, against what the engine and the store hold."""
+def make_plan(
+    project: Project,
+    releases: tuple[str, ...],
+    images: tuple[str, ...],
+    channel: str,
+    *,
+    assume_empty: bool = False,
+) -> Plan:
+    """The plan for the chosen images, against what the engine and the store hold, or as if they held nothing."""
     from kiln.engine import cached_stages
     from kiln.host_python import can_pack
     from kiln.matrix import Matrix
@@ -78,7 +90,7 @@ def make_plan(project: Project, releases: tuple[str, ...], images: tuple[str, ..
                     fix=f"choose one of {', '.join(known)}",
                 )
         wanted += [(release, image) for image in images or known]
-    return Planner(project, store, matrix).plan(wanted, frozenset(cached_stages()))
+    return Planner(project, store, matrix).plan(wanted, frozenset() if assume_empty else frozenset(cached_stages()))
 
 
 @main.command()
@@ -100,20 +112,170 @@ def plan(find: Callable[[], Project], releases: Any, images: Any, channel: str, 
 @click.pass_obj
 def bake(find: Callable[[], Project], releases: Any, images: Any, channel: str, jobs: int, as_json: bool) -> None:
     """Build what the plan says is missing."""
-    from kiln import artifacts, bake, bootstrap, progress
+    from kiln import bake as baking
+    from kiln import bootstrap, progress
+    from kiln.artifacts import fetch
     from kiln.store import Store
 
     project = find()
     store = Store.of(project)
     made = make_plan(project, releases, images, channel)
     if made.missing:
-        reporter = progress.choose_reporter(as_json=as_json)
-        root = made.stages[0]
         # What is locked at its first fetch changes digests: fetch, then plan again.
-        artifacts.fetch(made.artifacts, store)
-        bootstrap.lock_index(store, bootstrap.Base.of(root.variables))
+        fetch(made.artifacts, store)
+        root = made.stages[0]
+        base = bootstrap.Base.of(root.variables)
+        tarball = store.lookup(root.artifacts[0][1]) if base.kind == "tarball" else None
+        bootstrap.lock_index(store, base, tarball=tarball)
         made = make_plan(project, releases, images, channel)
-        bake.bake(made, project, store, reporter=reporter, jobs=jobs)
+    baking.bake(made, project, store, reporter=progress.choose_reporter(as_json=as_json), jobs=jobs)
+    if not as_json:
+        click.echo("\n".join(f"{stage.tag}  {stage.digest[:12]}" for stage in made.finals))
+
+
+@main.command()
+@click.argument("target")
+@click.option("--as", "as_", metavar="RELEASE/IMAGE", help="What to compare with; default: what the target says it is.")
+@click.option("--channel", help="Default: what the target says, else registry.")
+@click.option("--strict", is_flag=True, help="Substituted counts as failed.")
+@click.option("--only", metavar="EXPRESSION", help="Only checks whose name matches, e.g. 'hygiene or manifest'.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_obj
+def verify(
+    find: Callable[[], Project],
+    target: str,
+    as_: str | None,
+    channel: str | None,
+    strict: bool,
+    only: str | None,
+    junit: Path | None,
+    as_json: bool,
+) -> None:
+    """Check TARGET: an image, a running container, ssh://user@host:port, or local.
+
+    Exit code 0: passed or substituted; 1: something failed; 2: could not run.
+    """
+    from kiln import verify as verifying
+
+    def told(check: verifying.Check) -> None:
+        if not as_json:
+            click.echo(f"{check.verdict:<12}{check.check} ({check.seconds:.1f} s)")
+
+    report = verifying.verify(find(), target, as_=as_, channel=channel, only=only, junit=junit, told=told)
+    click.echo(json.dumps(report.as_data(), indent=1) if as_json else "\n" + verifying.as_text(report))
+    sys.exit(report.exit_code(strict=strict))
+
+
+@main.command()
+@selection
+@click.option("--size", is_flag=True, required=True, help="How large the images are, and what dominates.")
+@click.option("--json", "as_json", is_flag=True, help="Print bytes as JSON.")
+@click.pass_obj
+def report(find: Callable[[], Project], releases: Any, images: Any, channel: str, size: bool, as_json: bool) -> None:
+    """Tell about the baked images."""
+    from kiln import sizes
+    from kiln.engine import Engine
+
+    made = make_plan(find(), releases, images, channel)
+    if made.missing:
+        raise KilnError(f"{len(made.missing)} stages are not baked", fix="run kiln bake first")
+    engine = Engine()
+    layers = {
+        stage.tag: [sizes.Layer(*layer) for layer in engine.layers(stage.reference)]
+        for stage in made.finals
+        if stage.tag
+    }
+    click.echo(json.dumps(sizes.as_data(layers), indent=1) if as_json else sizes.as_text(layers))
+
+
+@main.group(cls=Commands)
+def artifacts() -> None:
+    """The files from outside: list, fetch, verify, lock."""
+
+
+def known_artifacts(project: Project, channel: str) -> list[Artifact]:
+    """Every artifact of a channel, the Python packages included."""
+    from kiln.channel import read_channel
+    from kiln.wheels import read_lock
+
+    groups = dict(read_lock(project)) if channel == DEFAULT_CHANNEL else {}
+    path = project.images / "channels" / f"{channel}.yml"
+    if not path.is_file():
+        names = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.yml")))
+        raise KilnError(f"channel {channel!r} does not exist", where="images/channels", fix=f"choose one of {names}")
+    groups |= read_channel(path, project.root).groups
+    return [artifact for group in groups.values() for artifact in group]
+
+
+@artifacts.command("list")
+@click.option("--channel", default=DEFAULT_CHANNEL, show_default=True)
+@click.pass_obj
+def artifacts_list(find: Callable[[], Project], channel: str) -> None:
+    """Show every artifact, and whether the store holds it."""
+    from kiln.store import Store
+
+    project = find()
+    store = Store.of(project)
+    rows = [("GROUP", "FILE", "FROM", "SIZE", "STATE")]
+    for artifact in known_artifacts(project, channel):
+        path = store.lookup(artifact)
+        size = f"{path.stat().st_size / 1e6:.1f} MB" if path else ""
+        state = "stored" if path else "missing" if store.locked_sha256(artifact) else "locked at first fetch"
+        rows.append((artifact.group, artifact.file, artifact.origin, size, state))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@artifacts.command("fetch")
+@selection
+@click.pass_obj
+def artifacts_fetch(find: Callable[[], Project], releases: Any, images: Any, channel: str) -> None:
+    """Fetch what the images need and the store lacks; again after a failure, it goes on."""
+    from kiln.artifacts import fetch
+    from kiln.store import Store
+
+    project = find()
+    made = make_plan(project, releases, images, channel, assume_empty=True)
+    fetch(made.artifacts, Store.of(project))
+
+
+@artifacts.command("verify")
+@click.option("--channel", default=DEFAULT_CHANNEL, show_default=True)
+@click.pass_obj
+def artifacts_verify(find: Callable[[], Project], channel: str) -> None:
+    """Read every stored artifact again; damaged ones are moved aside (exit code 1)."""
+    from kiln.artifacts import verify
+    from kiln.store import Store
+
+    project = find()
+    damaged = verify(known_artifacts(project, channel), Store.of(project), click.echo)
+    click.echo(f"{damaged} damaged" if damaged else "all stored artifacts are what they were")
+    sys.exit(1 if damaged else 0)
+
+
+@artifacts.command("lock")
+@click.option("--check", is_flag=True, help="Only say where lock and pins disagree (exit code 1).")
+@click.pass_obj
+def artifacts_lock(find: Callable[[], Project], check: bool) -> None:
+    """Lock the files that the Python pins lead to, by asking the machine's index."""
+    from kiln import wheels
+    from kiln.index import Index
+    from kiln.matrix import read_components
+
+    project = find()
+    _, facts = read_components(project)
+    if check:
+        wrong = wheels.check_lock(project, facts)
+        for line in wrong:
+            click.echo(line)
+        sys.exit(1 if wrong else 0)
+    text = wheels.make_lock(wheels.wanted_pins(project, facts), Index())
+    path = project.images / "locks" / wheels.LOCK
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {project.relative(path)}")
 
 
 @main.command()

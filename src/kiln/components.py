@@ -13,33 +13,33 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table row: frozen, unknown keys refused."""
 
 
-class PythonVersion(Strict):
+class PythonVersion(Strict, frozen=True):
     series: str
     abi: str
     workspace: str
     source: str
 
 
-class TensorflowVersion(Strict):
+class TensorflowVersion(Strict, frozen=True):
     tensorboard: str
     cpu_flags: list[str]
     source: str
 
 
-class PytorchVersion(Strict):
+class PytorchVersion(Strict, frozen=True):
     torchvision: str
     on_index: bool
     """Whether the Python index has wheels of it."""
     source: str
 
 
-class KerasVersion(Strict):
+class KerasVersion(Strict, frozen=True):
     source: str
     applications: str | None = None
     preprocessing: str | None = None
 
 
-class CaffeVersion(Strict):
+class CaffeVersion(Strict, frozen=True):
     code: str
     """Version of the source code."""
     devices: list[Device]
@@ -47,18 +47,18 @@ class CaffeVersion(Strict):
     source: str
 
 
-class MklVersion(Strict):
+class MklVersion(Strict, frozen=True):
     openmp: str
     include: str
     source: str
 
 
-class QsctlVersion(Strict):
+class QsctlVersion(Strict, frozen=True):
     python: str
     source: str
 
 
-class Library(Strict):
+class Library(Strict, frozen=True):
     """A shared library: ``name.so.file`` with SONAME ``name.so.soname``."""
 
     name: str
@@ -66,7 +66,7 @@ class Library(Strict):
     file: str
 
 
-class CudaPackage(Strict):
+class CudaPackage(Strict, frozen=True):
     """One apt package of a CUDA toolkit."""
 
     package: str
@@ -76,7 +76,7 @@ class CudaPackage(Strict):
     headers: list[str] = []
 
 
-class CudaVersion(Strict):
+class CudaVersion(Strict, frozen=True):
     toolkit: str
     driver: str
     """Oldest driver that runs it."""
@@ -86,7 +86,7 @@ class CudaVersion(Strict):
     """What an image installs; the rest follows as dependencies."""
 
 
-class CudnnVersion(Strict):
+class CudnnVersion(Strict, frozen=True):
     library: str
     soname: str
     source: str

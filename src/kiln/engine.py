@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -84,7 +85,7 @@ def _get(path: str, url: str) -> Any:
         raise unreachable(error, f"unix://{path}") from None
     finally:
         connection.close()
-    if answer.status != http.HTTPStatus.OK:
+    if answer.status != HTTPStatus.OK:
         raise KilnError(
             f"the Docker engine answers {answer.status} to {quote(url)}", where=f"unix://{path}", fix="see its log"
         )
@@ -187,13 +188,69 @@ class Engine:
             except NotFound:
                 return
 
-    def remove_untagged(self) -> int:
-        """Removes images that lost their name and were made by kiln; returns how many."""
+    def container_labels(self, name: str) -> dict[str, str] | None:
+        """The labels of a running container; none where there is no such container."""
+        from docker.errors import NotFound
+
         with _told():
-            listed = self._api.images(filters={"dangling": True, "label": STAGE_LABEL})
-            for entry in listed:
-                self._api.remove_image(entry["Id"], noprune=True)
-        return len(listed)
+            try:
+                found = self._api.inspect_container(name)
+            except NotFound:
+                return None
+        if not found["State"]["Running"]:
+            raise KilnError(f"container {name} is not running", fix="start it, or name its image")
+        return dict(found["Config"]["Labels"] or {})
+
+    def image_labels(self, reference: str) -> dict[str, str] | None:
+        """The labels of an image; none where there is no such image."""
+        from docker.errors import APIError
+
+        with _told():
+            try:
+                found = self._api.inspect_image(reference)
+            except APIError as error:
+                if error.status_code in (400, 404):  # 400: no reference at all
+                    return None
+                raise
+        return dict(found["Config"]["Labels"] or {})
+
+    def run_idle(self, reference: str, name: str) -> None:
+        """Starts a container of the image that does nothing."""
+        with _told():
+            made = self._api.create_container(reference, command=["sleep", "infinity"], name=name, entrypoint="")
+            self._api.start(made["Id"])
+
+    def layers(self, reference: str) -> list[tuple[str, str, int]]:
+        """An image's layers, lowest first: (content's digest, stage that made it, bytes unpacked)."""
+        with _told():
+            inspected = self._api.inspect_image(reference)
+            history = self._api.history(reference)
+            listed = self._api.images()
+        stages = {entry["Id"]: (entry.get("Labels") or {}).get(STAGE_LABEL, "") for entry in listed}
+        sized = [entry for entry in reversed(history) if entry["Size"]]
+        names = [stages.get(entry["Id"]) or "other" for entry in sized]
+        return list(
+            zip(inspected["RootFS"]["Layers"][-len(sized) :], names, (entry["Size"] for entry in sized), strict=False)
+        )
+
+    def remove_untagged(self) -> int:
+        """Removes images that lost their name and were made by kiln; returns how many.
+
+        One that a container or another image stands on stays: it goes with that one's end.
+        """
+        from docker.errors import APIError
+
+        removed = 0
+        with _told():
+            for entry in self._api.images(filters={"dangling": True, "label": STAGE_LABEL}):
+                try:
+                    self._api.remove_image(entry["Id"], noprune=True)
+                except APIError as error:
+                    if error.status_code not in (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND):
+                        raise
+                else:
+                    removed += 1
+        return removed
 
 
 STAGE_LABEL = "org.deeplearning.kiln.stage"

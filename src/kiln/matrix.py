@@ -24,7 +24,7 @@ from kiln.wheels import read_lock, tags
 Verdict = Literal["exact", "substituted"]
 
 
-class Row(Strict):
+class Row(Strict, frozen=True):
     """One image of a release: which version of each component it holds."""
 
     device: Device
@@ -46,7 +46,7 @@ class Row(Strict):
         return {name: version for name, version in fields if version is not None}
 
 
-class Release(Strict):
+class Release(Strict, frozen=True):
     """A release: its images, and the releases that may be upgraded to it."""
 
     release: str
@@ -56,7 +56,7 @@ class Release(Strict):
     allow_default_password: bool = False
 
 
-class Node(Strict):
+class Node(Strict, frozen=True):
     """What every node holds, whatever its image."""
 
     user: dict[str, Any]
@@ -106,6 +106,8 @@ class ImageSpec:
     components: dict[str, Component]
     pythons: tuple[PythonVersion, ...]
     groups: dict[str, tuple[Artifact, ...]]
+    tables: dict[str, Any]
+    """Component to all versions of its table."""
     allow_default_password: bool
 
     @property
@@ -145,7 +147,12 @@ class ImageSpec:
                 {**msgspec.to_builtins(python), "version": version}
                 for version, python in zip(self.row.python, self.pythons, strict=True)
             ],
+            "workspaces": {
+                python.workspace: f"{self.node.workspaces['path']}/{python.workspace}" for python in self.pythons
+            },
+            "caffe_trees": [f"{self.node.paths['caffe']}{python.workspace}" for python in self.pythons],
             "components": components,
+            "tables": self.tables,
             "manifest": self.manifest(),
             **components,
         }
@@ -168,6 +175,28 @@ class ImageSpec:
         }
 
 
+def read_components(project: Project) -> tuple[dict[str, Table], dict[str, dict[str, Any]]]:
+    """The component tables, and component to version to row."""
+    tables: dict[str, Table] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for name, kind in COMPONENT_TYPES.items():
+        table = read_table(project.images / "components" / f"{name}.yml", project.root)
+        for key in table.data:
+            if key not in ("component", "versions"):
+                raise KilnError(f"unknown key {key}", where=table.where(key), fix="remove it")
+        if table.data.get("component") != name:
+            raise KilnError(
+                f"says it is component {table.data.get('component')}",
+                where=table.where("component"),
+                fix=f"write {name}",
+            )
+        if "versions" not in table.data:
+            raise KilnError("key versions is missing", where=table.where(), fix="add it")
+        tables[name] = table
+        facts[name] = dict(table.entries(kind, "versions"))
+    return tables, facts
+
+
 class Matrix:
     """All tables of a project on one channel."""
 
@@ -182,23 +211,7 @@ class Matrix:
         self.host_has = host_has
         self.channel = read_channel(_named(project, "channels", channel, "channel"), project.root)
         self.node = read_table(project.images / "node.yml", project.root).convert(Node)
-        self.tables: dict[str, Table] = {}
-        self.facts: dict[str, dict[str, Any]] = {}
-        for name, kind in COMPONENT_TYPES.items():
-            table = read_table(project.images / "components" / f"{name}.yml", project.root)
-            for key in table.data:
-                if key not in ("component", "versions"):
-                    raise KilnError(f"unknown key {key}", where=table.where(key), fix="remove it")
-            if table.data.get("component") != name:
-                raise KilnError(
-                    f"says it is component {table.data.get('component')}",
-                    where=table.where("component"),
-                    fix=f"write {name}",
-                )
-            if "versions" not in table.data:
-                raise KilnError("key versions is missing", where=table.where(), fix="add it")
-            self.tables[name] = table
-            self.facts[name] = {version: row for version, row in table.entries(kind, "versions").items()}
+        self.tables, self.facts = read_components(project)
         self.groups = {**read_lock(project), **self.channel.groups}
         self._check_channel()
 
@@ -251,7 +264,8 @@ class Matrix:
                 continue
             if part.group not in groups:
                 raise KilnError(
-                    f"{name} {part.installed} needs artifact group {part.group}, which channel {self.channel.name} lacks",
+                    f"{name} {part.installed} needs artifact group {part.group}, "
+                    f"which channel {self.channel.name} lacks",
                     where=place.where(name),
                     fix=f"add the group to {self.channel.table.name}, or lock it with kiln artifacts lock",
                 )
@@ -265,6 +279,7 @@ class Matrix:
             components=dict(sorted(components.items())),
             pythons=pythons,
             groups=groups,
+            tables=msgspec.to_builtins(self.facts),
             allow_default_password=release.allow_default_password,
         )
 

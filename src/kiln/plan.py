@@ -157,10 +157,12 @@ class Planner:
         where = self.table.where(row.name)
         if row.parent:
             parent = self._named(row.parent, spec, names, image)
-        products = tuple((name, self._named(name, spec, names, image).digest) for name in row.products)
+        wanted = [name for name in render(row.products, names, where) if name]
+        products = tuple((name, self._named(name, spec, names, image).digest) for name in wanted)
+        serve = {host: name for host, name in render(row.serve, names, where).items() if name}
         artifacts = self._artifacts(row, spec, names, where)
         variables: dict[str, Any] = render(row.variables, names, where)
-        inputs = self._inputs(row, spec, variables, artifacts, products, parent)
+        inputs = self._inputs(row, spec, variables, artifacts, products, serve, parent)
         canonical = json.dumps({"name": row.name, "kind": row.kind, "inputs": inputs}, sort_keys=True)
         digest = hashlib.sha256(canonical.encode()).hexdigest()
         known = self._stages.get(digest)
@@ -174,7 +176,7 @@ class Planner:
             variables=variables,
             artifacts=artifacts,
             products=products,
-            serve=tuple(row.serve.items()),
+            serve=tuple(serve.items()),
             inputs=inputs,
             images=tuple(dict.fromkeys((*(known.images if known else ()), image))),
             tag=known.tag if known else None,
@@ -185,7 +187,9 @@ class Planner:
 
     def _named(self, name: str, spec: ImageSpec, names: Mapping[str, Any], image: str) -> Stage:
         """The stage called ``name`` as ``spec`` makes it, with everything it stands on."""
-        row = self.table.rows[name]
+        row = self.table.rows.get(name)
+        if row is None:
+            raise KilnError(f"stage {name} does not exist", where="images/stages.yml", fix="name one that is listed")
         if row.parent:
             return self._stage(row, spec, names, None, image)
         parent: Stage | None = None
@@ -205,13 +209,14 @@ class Planner:
             group = render(expression, names, where)
             if group is None:
                 continue
+            group, _, only = str(group).partition("/")
             if group not in spec.groups:
                 raise KilnError(
                     f"stage {row.name} needs artifact group {group}, which channel {spec.channel.name} lacks",
                     where=where,
                     fix=f"add it to {spec.channel.table.name}, or lock it with kiln artifacts lock",
                 )
-            found += [(folder, artifact) for artifact in spec.groups[group]]
+            found += [(folder, artifact) for artifact in spec.groups[group] if only in ("", artifact.path)]
         return tuple(found)
 
     def _inputs(
@@ -221,12 +226,13 @@ class Planner:
         variables: Mapping[str, Any],
         artifacts: Iterable[tuple[str, Artifact]],
         products: Iterable[tuple[str, str]],
+        serve: Mapping[str, str],
         parent: Stage | None,
     ) -> dict[str, str]:
         inputs = {f"variable {name}": json.dumps(value, sort_keys=True) for name, value in variables.items()}
         inputs |= {f"artifact {folder}/{artifact.file}": self._identity(artifact) for folder, artifact in artifacts}
         inputs |= {f"product {name}": digest for name, digest in products}
-        inputs |= {f"serve {host}": name for host, name in row.serve.items()}
+        inputs |= {f"serve {host}": name for host, name in serve.items()}
         inputs["interpreter"] = spec.channel.base.interpreter
         if parent:
             inputs[f"parent {parent.name}"] = parent.digest

@@ -18,11 +18,11 @@ from kiln.tables import SAFE_LOADER, Table, read_table
 Kind = Literal["bootstrap", "image", "build"]
 
 
-class StageRow(Strict):
+class StageRow(Strict, frozen=True):
     """One row of ``images/stages.yml``.
 
-    A stage without ``parent`` stands on the row of the image chain before it; one with ``parent`` is beside the chain: a
-    tool or build stage, made only when something consumes its product.
+    A stage without ``parent`` stands on the row of the image chain before it; one with ``parent`` is beside the chain:
+    a tool or build stage, made only when something consumes its product.
     """
 
     name: str
@@ -31,7 +31,7 @@ class StageRow(Strict):
     device: Device | None = None
     variables: dict[str, Any] = {}
     artifacts: dict[str, str] = {}
-    """Folder under /run/kiln/artifacts to artifact group."""
+    """Folder under /run/kiln/artifacts to artifact group, or to one project of it (``tools/numpy``)."""
     products: list[str] = []
     serve: dict[str, str] = {}
     """Host name that the stage's apt reaches from a build stage's product instead."""
@@ -72,17 +72,20 @@ class StageTable:
             )
         if row.kind == "build" and row.parent is None:
             raise KilnError(f"build stage {row.name} names no parent", where=where, fix="name the stage it runs in")
-        for name in (*([row.parent] if row.parent else []), *row.products, *row.serve.values()):
+        # A name that an expression gives is checked when the stage is planned.
+        products = [name for name in row.products if "{{" not in name]
+        served = [name for name in row.serve.values() if "{{" not in name]
+        for name in (*([row.parent] if row.parent else []), *products, *served):
             if name not in self.rows:
                 raise KilnError(
                     f"stage {row.name} names {name}, which is no earlier stage",
                     where=where,
                     fix="list it before this one",
                 )
-        for name in row.products:
+        for name in products:
             if self.rows[name].kind != "build":
                 raise KilnError(f"stage {row.name} takes a product of {name}", where=where, fix="name a build stage")
-        for name in row.serve.values():
+        for name in served:
             if name not in row.products:
                 raise KilnError(f"stage {row.name} serves {name}", where=where, fix="list it under products too")
         if row.parent and self.rows[row.parent].kind == "build":

@@ -154,7 +154,9 @@ class Store:
                 )
             locks[key] = sha256
             self.first_fetch.parent.mkdir(parents=True, exist_ok=True)
-            head = "# Checksums of artifacts marked lock: first-fetch, as they first arrived. Written by kiln artifacts fetch.\n"
+            head = (
+                "# Checksums of artifacts marked lock: first-fetch, as they first arrived; by kiln artifacts fetch.\n"
+            )
             self._replace(self.first_fetch, head + yaml.safe_dump(dict(sorted(locks.items())), width=1000))
 
     def _first_fetch_locks(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ T = TypeVar("T")
 Keys = tuple[str | int, ...]
 
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
 _STEP = re.compile(r"\.([A-Za-z_][\w-]*)|\[(\d+|\.\.\.)\]")
 
 
@@ -47,6 +48,8 @@ class Table:
             said, _, place = str(error).partition(" - at ")
             below = [step if step else index for step, index in _STEP.findall(place)]
             path = (*keys, *(int(step) if step.isdigit() else step for step in below if step != "..."))
+            unknown = _UNKNOWN.fullmatch(said)
+            path = (*path, unknown[1]) if unknown else path
             raise KilnError(
                 _plain(said), where=self.where(*path), fix="correct the table: images/README.md describes its keys"
             ) from None
@@ -67,7 +70,7 @@ class Table:
 def _plain(said: str) -> str:
     """msgspec's words for a person: ``Object contains unknown field `x``` becomes ``unknown key x``."""
     for pattern, words in (
-        (r"Object contains unknown field `(.+)`", r"unknown key \1"),
+        (_UNKNOWN.pattern, r"unknown key \1"),
         (r"Object missing required field `(.+)`", r"key \1 is missing"),
         (r"Expected `(.+)`, got `(.+)`", r"expected \1, got \2"),
     ):

@@ -12,7 +12,7 @@ from jinja2.environment import TemplateExpression
 
 from kiln.errors import KilnError
 
-_EXPRESSION = re.compile(r"\{\{(.+?)\}\}", re.DOTALL)
+_EXPRESSION = re.compile(r"\{\{((?:(?!\}\}).)+)\}\}", re.DOTALL)
 _ENVIRONMENT = Environment(undefined=StrictUndefined, autoescape=select_autoescape(default_for_string=False))
 
 

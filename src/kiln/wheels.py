@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
@@ -18,7 +19,9 @@ from kiln.tables import Table, read_table
 
 if TYPE_CHECKING:
     from kiln.index import Index
-    from kiln.matrix import Matrix
+
+Facts = Mapping[str, Mapping[str, Any]]
+"""Component to version to its row."""
 
 LOCK = "wheels.yml"
 
@@ -26,7 +29,7 @@ LOCK = "wheels.yml"
 PLATFORMS = ("manylinux1_x86_64", "linux_x86_64")
 
 
-class LockRow(Strict):
+class LockRow(Strict, frozen=True):
     """One locked file and the Python series that install it."""
 
     file: str
@@ -52,10 +55,10 @@ def tags(python: PythonVersion) -> frozenset[Tag]:
     return frozenset((*own, *shared))
 
 
-def wanted_pins(project: Project, matrix: Matrix) -> list[Wanted]:
+def wanted_pins(project: Project, facts: Facts) -> list[Wanted]:
     """Every pin: those of ``images/requirements`` and those that follow from the component tables."""
     wanted: list[Wanted] = []
-    for python in matrix.facts["python"].values():
+    for python in facts["python"].values():
         path = project.images / "requirements" / f"python{python.series}.txt"
         where = project.relative(path)
         try:
@@ -64,13 +67,12 @@ def wanted_pins(project: Project, matrix: Matrix) -> list[Wanted]:
             raise KilnError(f"cannot be read ({error.strerror})", where=where, fix="restore it") from None
         for group, pins in read_pins(text, where).items():
             wanted += [Wanted(group, python, pin) for pin in pins]
-        for group, pins in _component_pins(matrix).items():
+        for group, pins in _component_pins(facts).items():
             wanted += [Wanted(group, python, pin) for pin in pins]
     return wanted
 
 
-def _component_pins(matrix: Matrix) -> dict[str, list[Pin]]:
-    facts = matrix.facts
+def _component_pins(facts: Facts) -> dict[str, list[Pin]]:
     groups: dict[str, list[Pin]] = {}
     for version, row in facts["tensorflow"].items():
         groups[f"tensorflow-{version}"] = [Pin("tensorflow", version), Pin("tensorboard", row.tensorboard)]
@@ -109,9 +111,8 @@ def make_lock(wanted: list[Wanted], index: Index) -> str:
         lines.append(f"  {group}:")
         for row in sorted(groups[group].values(), key=lambda row: row.file.lower()):
             pythons = ", ".join(f'"{series}"' for series in row.pythons)
-            lines.append(
-                f"    - {{file: {row.file}, project: {row.project}, pythons: [{pythons}], sha256: {row.sha256}}}"
-            )
+            lines.append(f"    - {{file: {row.file}, project: {row.project},")
+            lines.append(f"       pythons: [{pythons}], sha256: {row.sha256}}}")
     return "\n".join(lines) + "\n"
 
 
@@ -161,7 +162,7 @@ def requirements(artifacts: list[Artifact], series: str) -> str:
     return "".join(f"{line}\n" for line in sorted(lines))
 
 
-def check_lock(project: Project, matrix: Matrix) -> list[str]:
+def check_lock(project: Project, facts: Facts) -> list[str]:
     """Where the lock and the pins disagree, a sentence each; empty when the lock is what the pins lead to."""
     locked = {
         (group, series, canonicalize_name(artifact.path), version_of(artifact))
@@ -171,7 +172,7 @@ def check_lock(project: Project, matrix: Matrix) -> list[str]:
     }
     wanted = {
         (want.group, want.python.series, canonicalize_name(want.pin.project), Version(want.pin.version))
-        for want in wanted_pins(project, matrix)
+        for want in wanted_pins(project, facts)
     }
     return [
         f"{name} {version} ({group}, Python {series}) is {'pinned, not locked' if missing else 'locked, not pinned'}"

@@ -5,22 +5,22 @@
 set -euo pipefail
 shopt -s failglob
 
-read -ra workspaces <<<"$WORKSPACES"
-read -ra series <<<"$SERIES"
+read -ra names <<<"$WORKSPACES"
+read -ra versions <<<"$SERIES"
 packed=$WORK/packed/$BLAS
 rm -rf "$packed"
 mkdir -p "$packed" "$OUTPUT/$BLAS"
 
 trees=()
-for i in "${!workspaces[@]}"; do
-  name=caffe-${workspaces[i]}
+for i in "${!names[@]}"; do
+  name=caffe-${names[i]}
   trees+=("$name")
-  cp -a "$WORK/trees/$BLAS-${workspaces[i]}" "$packed/$name"
+  cp -a "$WORK/trees/$BLAS-${names[i]}" "$packed/$name"
   cd "$packed/$name"
 
   rm -rf .built .git .github .travis.yml docker matlab src/caffe/group
   find .build_release \( -name '*.o' -o -name '*.d' -o -name '*.warnings.txt' -o -name '*.pb.cc' \) -delete
-  cp -a "$WORK/boost-${series[i]}"/libboost_python*.so.1 build/lib
+  cp -a "$WORK/boost-${versions[i]}"/libboost_python*.so.1 build/lib
   find build/lib build/tools build/examples python -type f \( -name '*.so*' -o -name '*.bin' \) -exec strip --strip-unneeded {} +
   find .build_release -type d -empty -delete
 

@@ -49,10 +49,10 @@ if [ -n "$OPENCV" ]; then
   done
 fi
 
-for series in $SERIES; do
-  [ -d "$PYTHON_PATH/$series" ] || tar -xf "$PYTHON_ARCHIVES/python-$series.tar" -C /
-  unzip -q "$NUMPY_WHEELS"/numpy-*-"cp${series/./}"-*.whl 'numpy/core/include/*' -d "numpy-$series"
-  last=$series
+for version in $SERIES; do
+  [ -d "$PYTHON_PATH/$version" ] || tar -xf "$PYTHON_ARCHIVES/python-$version.tar" -C /
+  unzip -q "$NUMPY_WHEELS"/numpy-*-"cp${version/./}"-*.whl 'numpy/core/include/*' -d "numpy-$version"
+  last=$version
 done
 
 # protoc of the virtualenvs' own time: a newer one writes Python that their protobuf cannot read.

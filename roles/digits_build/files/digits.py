@@ -5,6 +5,7 @@ UCI "Optical Recognition of Handwritten Digits") are split first, 1,437 for trai
 a relative in the training set. Each is enlarged to 20x20, MNIST's own box, and set into 28x28 with a shift of at most 2 pixels
 around the middle; an original serves several times, each time with another shift. The same seed gives the same bytes.
 """
+
 import gzip
 import os
 import struct
@@ -36,7 +37,7 @@ def shifted(images, labels, count, random):
     corners = border + random.randint(-SHIFT, SHIFT + 1, size=(count, 2))
     pages = numpy.zeros((count, SIDE, SIDE), numpy.uint8)
     for page, original, (row, column) in zip(pages, chosen, corners):
-        page[row:row + BOX, column:column + BOX] = images[original]
+        page[row : row + BOX, column : column + BOX] = images[original]
     return pages, labels[chosen].astype(numpy.uint8)
 
 

@@ -2,6 +2,7 @@
 
 Arguments: folder of the wheels, destination, names of the libraries. Fails where a library is in no wheel.
 """
+
 import glob
 import os
 import shutil

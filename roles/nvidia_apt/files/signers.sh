@@ -1,13 +1,14 @@
-# signers KEYRING ADDRESS [FILE]: the fingerprint of the primary key that signed the fetched lists of ADDRESS, then FILE's.
+# signers KEYRING ADDRESS: the fingerprint of the primary key that signed the fetched lists of ADDRESS.
 set -eu
-lists=/var/lib/apt/lists/$(printf %s "$2" | tr / _)_
-if [ -f "${lists}InRelease" ]; then
-  set -- "$1" "$2" "${3-}" "${lists}InRelease"
+eval "$(apt-config shell lists Dir::State::lists/d)"
+# apt names the files after the address: slashes as _, underscores as %5f.
+list="$lists$(printf %s "$2" | sed 's/_/%5f/g; s:/:_:g')_"
+if [ -f "${list}InRelease" ]; then
+  set -- "$1" "${list}InRelease"
 else
-  set -- "$1" "$2" "${3-}" "${lists}Release.gpg" "${lists}Release"
+  set -- "$1" "${list}Release.gpg" "${list}Release"
 fi
 keyring=$1
-file=$3
-shift 3
-gpgv --keyring "$keyring" --status-fd 1 "$@" 2>/dev/null | sed -n 's/^\[GNUPG:\] VALIDSIG .* //p'
-if [ -n "$file" ]; then cat "$file"; fi
+shift
+verdict=$(gpgv --keyring "$keyring" --status-fd 1 "$@")
+printf '%s\n' "$verdict" | sed -n 's/^\[GNUPG:\] VALIDSIG .* //p'

@@ -25,7 +25,7 @@ VERSION_QUERIES = {
 
 def run(*command: str, **options: Any) -> str:
     """Standard output of a command that must succeed."""
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **options).stdout
+    return str(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **options).stdout)
 
 
 def write(path: Path, text: str) -> None:
@@ -73,7 +73,14 @@ def package(root: Path, pool: Path, name: str, version: str, depends: "list[str]
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() else 0o644)
     pool.mkdir(parents=True, exist_ok=True)
-    run("dpkg-deb", "--root-owner-group", "-Zxz", "--build", str(root), f"{pool}/{name}_{version.replace(':', '%3a')}_amd64.deb")
+    run(
+        "dpkg-deb",
+        "--root-owner-group",
+        "-Zxz",
+        "--build",
+        str(root),
+        f"{pool}/{name}_{version.replace(':', '%3a')}_amd64.deb",
+    )
 
 
 def cuda(spec: "dict[str, Any]", series: str, pool: Path) -> None:
@@ -142,7 +149,19 @@ def main() -> None:
     # The private key lives in a temporary folder and goes with the container: nobody can sign for this repository again.
     with tempfile.TemporaryDirectory() as home:
         identity = "Stand-in of NVIDIA's repositories"
-        run("gpg", "--homedir", home, "--batch", "--passphrase", "", "--quick-generate-key", identity, "rsa3072", "sign", "never")
+        run(
+            "gpg",
+            "--homedir",
+            home,
+            "--batch",
+            "--passphrase",
+            "",
+            "--quick-generate-key",
+            identity,
+            "rsa3072",
+            "sign",
+            "never",
+        )
         index(cuda_pool, "NVIDIA (stand-in)", home)
         index(cudnn_pool, "NVIDIA machine learning (stand-in)", home)
         run("gpg", "--homedir", home, "--batch", "--output", str(output / "keyring.gpg"), "--export")

@@ -19,7 +19,7 @@ EOF
   # Last: it tells a finished virtualenv.
   cat > "$workspace/constraints.txt" <<EOF
 # pip keeps to these lines, so that installing a package does not replace a framework of this node.
-# To replace one on purpose: PIP_CONSTRAINT= pip install …
+# To replace one on purpose: PIP_CONSTRAINT=/dev/null pip install ...
 EOF
   echo "created $workspace"
 }

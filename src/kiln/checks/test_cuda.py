@@ -1,0 +1,81 @@
+"""CUDA and cuDNN: there on GPU images as pinned, and nowhere on the CPU image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+
+@pytest.mark.device("gpu")
+@pytest.mark.component("cuda")
+def test_cuda_packages_are_the_pinned_ones_and_held(host: Host, spec: Any) -> None:
+    versions = {row["package"]: row["version"] for row in spec["components"]["cuda"]["packages"]}
+    held = host.run("apt-mark showhold").stdout.split()
+    for name in spec["components"]["cuda"]["install"]:
+        assert host.package(name).is_installed, f"{name} is not installed"
+        assert host.package(name).version == versions[name]
+        assert name in held, f"{name} is not held"
+
+
+@pytest.mark.device("gpu")
+@pytest.mark.component("cudnn")
+def test_cudnn_is_the_one_for_this_cuda_and_held(host: Host, spec: Any) -> None:
+    cudnn = spec["components"]["cudnn"]
+    held = host.run("apt-mark showhold").stdout.split()
+    for name in cudnn["packages"]:
+        assert host.package(name).version == cudnn["builds"][spec["components"]["cuda"]["installed"]]
+        assert name in held, f"{name} is not held"
+
+
+@pytest.mark.device("gpu")
+@pytest.mark.component("cuda")
+def test_the_loader_knows_every_soname(host: Host, spec: Any) -> None:
+    cache = host.run("/sbin/ldconfig -p").stdout
+    wanted = [
+        f"{library['name']}.so.{library['soname']}"
+        for row in spec["components"]["cuda"]["packages"]
+        for library in row["libraries"]
+    ]
+    wanted.append(f"libcudnn.so.{spec['components']['cudnn']['soname']}")
+    assert len(wanted) > 5
+    assert [name for name in wanted if f"\t{name} " not in cache] == []
+
+
+@pytest.mark.device("gpu")
+@pytest.mark.component("cuda")
+def test_the_toolkit_is_the_default_one(host: Host, spec: Any) -> None:
+    assert host.file("/usr/local/cuda").linked_to.endswith(f"cuda-{spec['components']['cuda']['installed']}")
+    assert spec["components"]["cuda"]["toolkit"] in host.file("/usr/local/cuda/version.txt").content_string
+
+
+@pytest.mark.device("gpu")
+@pytest.mark.component("cuda")
+def test_every_shell_has_cuda_home(as_user: Any, host: Host, spec: Any) -> None:
+    assert as_user("echo $CUDA_HOME").stdout.strip() == "/usr/local/cuda"
+    assert host.run("bash -ic 'echo $CUDA_HOME' 2>/dev/null").stdout.strip() == "/usr/local/cuda"
+
+
+@pytest.mark.device("cpu")
+def test_no_cuda_package_on_a_cpu_image(host: Host) -> None:
+    found = host.run("dpkg-query -W -f '${Package}\\n' 'cuda*' 'libcudnn*' 'nvidia*'").stdout.split()
+    assert found == []
+
+
+@pytest.mark.device("cpu")
+def test_no_cuda_library_in_the_system_of_a_cpu_image(host: Host) -> None:
+    others = "! -name 'libcurl*' ! -name 'libcups*'"
+    found = host.run(f"find /usr /opt /lib -xdev \\( -name 'libcu*.so*' -o -name 'libnvrtc*' \\) {others}")
+    libraries = [line for line in found.stdout.splitlines() if "/libcu" in line or "nvrtc" in line]
+    assert libraries == []
+    assert not host.file("/usr/local/cuda").exists
+
+
+@pytest.mark.device("cpu")
+@pytest.mark.component("pytorch")
+def test_a_framework_with_cuda_inside_is_a_declared_one(as_user: Any, spec: Any) -> None:
+    # The index has no CPU build of PyTorch for these interpreters; the substitution says so.
+    for path in spec["workspaces"].values():
+        found = as_user(f"find {path} -name 'libcu*' -o -name 'libnvrtc*'").stdout.split()
+        assert [name for name in found if "/torch/" not in name] == []

@@ -1,0 +1,67 @@
+"""The manifest: there, and in agreement with the tables and with what the image holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+
+@pytest.fixture(scope="module")
+def manifest(host: Host, spec: Any) -> dict[str, Any]:
+    file = host.file(spec["node"]["paths"]["manifest"])
+    assert file.is_file, "there is no manifest"
+    assert (file.user, file.mode) == ("root", 0o644)
+    loaded: dict[str, Any] = json.loads(file.content_string)
+    return loaded
+
+
+def test_the_manifest_is_of_this_image(manifest: Any, spec: Any) -> None:
+    assert (manifest["release"], manifest["image"], manifest["channel"]) == (
+        spec["release"],
+        spec["image"],
+        spec["channel"],
+    )
+
+
+def test_the_manifest_names_every_component_with_source_and_verdict(manifest: Any, spec: Any) -> None:
+    assert manifest["components"] == spec["manifest"]["components"]
+    for name, entry in manifest["components"].items():
+        assert entry["version"], name
+        assert entry["source"], name
+        assert entry["verdict"] in ("exact", "substituted"), name
+
+
+def test_the_manifest_tells_the_substitutions(manifest: Any, spec: Any) -> None:
+    assert manifest["substitutions"] == spec["manifest"]["substitutions"]
+
+
+def test_the_packages_are_those_of_the_manifest(host: Host, manifest: Any) -> None:
+    listed = host.run("dpkg-query -W -f '${db:Status-Want} ${db:Status-Status} ${Package} ${Version}\\n'").stdout
+    rows = [line.split(" ") for line in listed.splitlines()]
+    assert {row[2]: {"version": row[3], "held": row[0] == "hold"} for row in rows if row[1] == "installed"} == manifest[
+        "packages"
+    ]
+
+
+def test_the_distributions_are_those_of_the_manifest(in_workspace: Any, manifest: Any, spec: Any) -> None:
+    assert set(manifest["workspaces"]) == set(spec["workspaces"])
+    for workspace, distributions in manifest["workspaces"].items():
+        listed = in_workspace(
+            workspace, "python -m pip list --format=freeze --disable-pip-version-check 2>/dev/null"
+        ).stdout
+        really = dict(line.split("==") for line in listed.splitlines() if "==" in line)
+        assert normalised(really) == normalised(distributions), workspace
+
+
+def normalised(distributions: dict[str, str]) -> dict[str, str]:
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in distributions.items()}
+
+
+def test_people_are_told_what_was_substituted(host: Host, manifest: Any) -> None:
+    message = host.file("/etc/motd").content_string
+    for name in manifest["substitutions"]:
+        assert f"Substituted: {name} " in message

@@ -1,0 +1,106 @@
+"""The base system: user, login, privileges, services, network tools."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+
+def test_the_user_is_as_the_table_says(host: Host, spec: Any) -> None:
+    wanted = spec["node"]["user"]
+    user = host.user(wanted["name"])
+    assert user.exists
+    assert (user.uid, user.gid, user.home) == (wanted["uid"], wanted["gid"], wanted["home"])
+    assert user.shell == "/bin/bash"
+    home = host.file(wanted["home"])
+    assert (home.user, home.group) == (wanted["name"], wanted["name"])
+
+
+@pytest.mark.privileged
+def test_the_documented_password_is_the_users(host: Host, spec: Any) -> None:
+    user = spec["node"]["user"]
+    stored = host.user(user["name"]).password
+    check = "import crypt, sys; print(crypt.crypt(sys.argv[1], sys.argv[2]))"
+    hashed = host.run(
+        f"python3 -W ignore -c {shlex.quote(check)} {shlex.quote(user['password'])} {shlex.quote(stored)}"
+    )
+    assert hashed.stdout.strip() == stored
+
+
+@pytest.mark.privileged
+def test_root_has_no_password(host: Host) -> None:
+    assert host.user("root").password in ("*", "!", "!*", "!!")
+
+
+def test_the_user_may_become_root(as_user: Any) -> None:
+    assert as_user("sudo -n id -u").stdout.strip() == "0"
+
+
+def test_the_data_folder_is_the_users_and_empty(host: Host, spec: Any) -> None:
+    data = host.file(spec["node"]["paths"]["data"])
+    assert data.is_directory
+    assert (data.user, data.group) == (spec["node"]["user"]["name"],) * 2
+    assert data.listdir() == []
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "apt-daily.timer",
+        "apt-daily.service",
+        "apt-daily-upgrade.timer",
+        "apt-daily-upgrade.service",
+        "unattended-upgrades.service",
+    ],
+)
+def test_automatic_updates_are_masked(host: Host, unit: str) -> None:
+    assert host.run(f"readlink /etc/systemd/system/{unit}").stdout.strip() == "/dev/null"
+
+
+def test_ssh_starts_at_boot(host: Host) -> None:
+    assert host.package("openssh-server").is_installed
+    assert host.run("systemctl is-enabled ssh").stdout.strip() == "enabled"
+
+
+def test_the_guides_address_line_gives_an_address(as_user: Any) -> None:
+    interfaces = as_user("ls /sys/class/net").stdout.split()
+    interface = "eth0" if "eth0" in interfaces else next(name for name in interfaces if name != "lo")
+    line = f"ifconfig {interface} 2>/dev/null|awk '/inet addr:/ {{print $2}}'|sed 's/addr://'"
+    addresses = as_user("ip -4 -o addr show | awk '{print $4}'").stdout
+    found = as_user(line).stdout.strip()
+    assert found
+    assert f"{found}/" in addresses
+
+
+def test_the_platforms_python_exists(host: Host) -> None:
+    assert host.run("/usr/bin/python -c 'print(1)'").stdout.strip() == "1"
+
+
+def test_the_system_python_holds_no_framework(host: Host) -> None:
+    for name in ("tensorflow", "torch", "keras", "caffe"):
+        assert host.run(f"/usr/bin/python -c 'import {name}'").rc != 0, f"{name} is in the system's Python"
+
+
+@pytest.mark.component("tensorflow")
+def test_the_cpu_floor_is_declared(host: Host, spec: Any) -> None:
+    declared = host.file(spec["node"]["paths"]["cpu_floor"]).content_string.split()
+    assert declared == spec["components"]["tensorflow"]["cpu_flags"]
+
+
+def test_qsctl_is_on_the_path(as_user: Any, spec: Any) -> None:
+    run = as_user("qsctl --version 2>&1; qsctl help 2>&1")
+    assert "cp" in run.stdout
+    assert as_user("command -v qsctl").rc == 0
+
+
+@pytest.mark.privileged
+def test_qsctls_configuration_is_the_users_alone(host: Host, spec: Any) -> None:
+    user = spec["node"]["user"]
+    config = host.file(f"{user['home']}/.qingstor/config.yaml")
+    assert config.is_file
+    assert (config.user, config.group, config.mode) == (user["name"], user["name"], 0o600)
+    for key in ("access_key_id", "secret_access_key"):
+        assert f"{key}: ''" in config.content_string
