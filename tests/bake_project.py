@@ -24,7 +24,7 @@ from kiln.lock import bake_lock
 from kiln.plan import Plan, Stage
 from kiln.progress import choose_reporter
 from kiln.project import Project
-from kiln.stages import Kind
+from kiln.stages import Kind, file_digest, playbook_files
 from kiln.store import Store
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -59,9 +59,7 @@ def write_project(root: Path, store: Path, rows: tuple[Row, ...]) -> Project:
         folder.mkdir(parents=True, exist_ok=True)
     if not project.templates.exists():
         shutil.copytree(CHECKOUT / "templates" / "packer", project.templates / "packer")
-        config = (CHECKOUT / "ansible.cfg").read_text(encoding="utf-8")
-        plugins = CHECKOUT / "src" / "kiln" / "ansible" / "callback"
-        (root / "ansible.cfg").write_text(config.replace("src/kiln/ansible/callback", str(plugins)), encoding="utf-8")
+        shutil.copy2(CHECKOUT / "ansible.cfg", root)
     for row in rows:
         tasks = project.roles / row.name / "tasks"
         tasks.mkdir(parents=True, exist_ok=True)
@@ -123,18 +121,24 @@ def _stage(
     project: Project, name: str, kind: Kind, variables: dict[str, Any], parent: str | None, tasks: str = ""
 ) -> Stage:
     inputs = {"variables": json.dumps(variables), "parent": parent or "", "tasks": tasks, "name": name}
+    playbook = project.playbooks / f"{name}.yml"
+    templates = [project.relative(path) for path in (project.templates / "packer").iterdir()]
     return Stage(
         name=name,
         kind=kind,
         digest=hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         parent=parent,
-        playbook=project.playbooks / f"{name}.yml",
+        playbook=playbook,
         interpreter="/usr/bin/python3",
         variables=variables,
         artifacts=(),
         products=(),
         serve=(),
         inputs=inputs,
+        files={
+            **(playbook_files(project, playbook) if parent else {}),
+            **{name: file_digest(project.root / name) for name in templates},
+        },
     )
 
 

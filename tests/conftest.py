@@ -24,4 +24,5 @@ def project(tmp_path: Path) -> Project:
     copy = tmp_path / "project"
     for folder in ("images", "roles", "playbooks", "templates"):
         shutil.copytree(ROOT / folder, copy / folder, symlinks=True)
+    shutil.copy2(ROOT / "ansible.cfg", copy)
     return Project(copy, tmp_path / "store")

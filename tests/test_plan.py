@@ -108,6 +108,8 @@ CHANGES: list[tuple[str, Callable[[Path], None], str, set[str]]] = [
         "seal",
         CPU,
     ),
+    ("a role that is included", append("roles/nvidia_apt/tasks/install.yml"), "cuda", GPU),
+    ("Ansible's configuration", append("ansible.cfg"), "base", EVERY),
     ("the Packer template", append("templates/packer/stage.pkr.hcl.j2"), "base", EVERY),
 ]
 

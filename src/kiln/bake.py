@@ -29,7 +29,7 @@ from types import FrameType
 from typing import TextIO
 
 from kiln import bootstrap
-from kiln.ansible.connection import connection, mitogen_strategy
+from kiln.ansible.connection import CALLBACKS, connection, mitogen_strategy
 from kiln.ansible.events import Events
 from kiln.engine import DIGEST_LABEL, STAGE_LABEL, STAGES, Engine, stage_tags
 from kiln.errors import KilnError
@@ -40,6 +40,7 @@ from kiln.progress import Job, Reporter
 from kiln.project import Project
 from kiln.records import write_record
 from kiln.remains import RUN_VARIABLE, end_processes, remove_containers, remove_remains, remove_tree
+from kiln.stages import file_digest
 from kiln.standin import serving
 from kiln.store import Store
 from kiln.supplies import Mount, Supplies
@@ -132,6 +133,7 @@ class Bake:
         self.supplies = Supplies(plan, store)
         self.prefix = f"kiln-{hashlib.sha256(os.fsencode(store.root.resolve())).hexdigest()[:12]}-"
         self.name = f"{self.prefix}{os.getpid()}-{time.time_ns() // 1_000_000:x}"
+        self._snapshot = self._runs / self.name / "project"
         self._cancels: dict[str, Callable[[], None]] = {}
         self._guard = threading.Lock()
         self._stopping = threading.Event()
@@ -144,6 +146,7 @@ class Bake:
         if missing:
             self._check()
             self._remove_remains()
+            self._take_snapshot(missing)
             jobs = {stage.digest: self._job(stage) for stage in missing}
             try:
                 self.reporter.begin(list(jobs.values()), self.workers)
@@ -213,6 +216,19 @@ class Bake:
         remove_containers(self.engine, self.name)
         remove_tree(self._runs / self.name)
         remove_tree(self._temporary)
+
+    def _take_snapshot(self, missing: Iterable[Stage]) -> None:
+        """Copies the files that the digests cover, and only these: what is edited during a bake waits for the next."""
+        files = {name: digest for stage in missing for name, digest in stage.files.items()}
+        for name, digest in files.items():
+            copy = self._snapshot / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copy2(self.project.root / name, copy, follow_symlinks=False)
+            except OSError as error:
+                raise KilnError(f"cannot be copied ({error.strerror})", where=name, fix="run it again") from None
+            if file_digest(copy) != digest:
+                raise KilnError("was changed after the plan was made", where=name, fix="run it again")
 
     # The work
 
@@ -301,6 +317,8 @@ class Bake:
 
     def _changes(self, stage: Stage) -> list[str]:
         labels = {STAGE_LABEL: stage.name, DIGEST_LABEL: stage.digest, **stage.labels}
+        if stage.tag:
+            labels["org.deeplearning.revision"] = self.project.revision
         quoted = {name: json.dumps(value).replace("$", r"\$") for name, value in labels.items()}
         return [*(f'LABEL "{name}"={value}' for name, value in quoted.items()), 'CMD ["/bin/bash"]']
 
@@ -389,16 +407,17 @@ class Bake:
             parent=f"{STAGES}:{stage.parent}",
             container=work.container,
             mounts=mounts,
-            playbook=str(stage.playbook),
+            playbook=str(self._snapshot / self.project.relative(stage.playbook)),
             variables=str(variables),
             ansible_playbook=str(self._ansible),
             commit="" if stage.kind == "build" else self._commit(work),
         )
-        render_templates(self.project.templates, templates, build, packer_version(self.store))
+        render_templates(self._snapshot / "templates", templates, build, packer_version(self.store))
         events = Events(work.folder / "events.jsonl")
         temporary = self._temporary / stage.digest[:8]
         environment = self._environment(temporary) | {
-            "ANSIBLE_CONFIG": str(self.project.root / "ansible.cfg"),
+            "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACKS),
+            "ANSIBLE_CONFIG": str(self._snapshot / "ansible.cfg"),
             "ANSIBLE_LOCAL_TEMP": str(temporary),
             "ANSIBLE_HOME": str(work.folder / "ansible"),
             "ANSIBLE_NOCOLOR": "1",
@@ -436,7 +455,9 @@ class Bake:
 
     def _failed(self, work: Work, what: str, words: Sequence[str]) -> StageError:
         full = any("No space left on device" in line for line in words)
-        text = "".join(f"\n    {line}" for line in words)
+        # A file is named where a person edits it.
+        lines = [line.replace(str(self._snapshot), str(self.project.root)) for line in words]
+        text = "".join(f"\n    {line}" for line in lines)
         return StageError(
             f"stage {work.stage.name}: {what}{text}\n  log: {work.log}",
             fix="make room on the disk, then run it again" if full else "run it again to continue at this stage",

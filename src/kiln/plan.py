@@ -21,7 +21,7 @@ from kiln.bootstrap import lock_name
 from kiln.errors import KilnError
 from kiln.matrix import ImageSpec, Matrix
 from kiln.project import Project
-from kiln.stages import Kind, StageRow, StageTable, file_digest
+from kiln.stages import Kind, StageRow, StageTable, file_digest, playbook_files
 from kiln.store import Store
 from kiln.templating import render
 from kiln.tools import tool_versions
@@ -54,6 +54,8 @@ class Stage:
     """(host name, build stage whose product answers for it)."""
     inputs: dict[str, str] = field(repr=False)
     """Input's name to its digest or value: what the digest covers."""
+    files: dict[str, str] = field(default_factory=dict, repr=False)
+    """The inputs that are files of the project: relative path to digest. A bake sees these and no others."""
     images: tuple[str, ...] = ()
     """The images it serves, as release/image."""
     tag: str | None = None
@@ -162,7 +164,8 @@ class Planner:
         serve = {host: name for host, name in render(row.serve, names, where).items() if name}
         artifacts = self._artifacts(row, spec, names, where)
         variables: dict[str, Any] = render(row.variables, names, where)
-        inputs = self._inputs(row, spec, variables, artifacts, products, serve, parent)
+        files = self._files_of(row)
+        inputs = self._inputs(row, spec, variables, artifacts, products, serve, parent) | files
         canonical = json.dumps({"name": row.name, "kind": row.kind, "inputs": inputs}, sort_keys=True)
         digest = hashlib.sha256(canonical.encode()).hexdigest()
         known = self._stages.get(digest)
@@ -178,6 +181,7 @@ class Planner:
             products=products,
             serve=tuple(serve.items()),
             inputs=inputs,
+            files=files,
             images=tuple(dict.fromkeys((*(known.images if known else ()), image))),
             tag=known.tag if known else None,
             labels=known.labels if known else {},
@@ -240,12 +244,15 @@ class Planner:
             inputs |= self.code
             inputs["apt index"] = self.store.machine_lock(lock_name(spec.channel.base.suite)) or "not fetched yet"
         else:
-            if row.name not in self._files:
-                self._files[row.name] = self.table.role_files(row)
-            inputs |= self._files[row.name]
-            inputs |= self.templates
             inputs |= {f"tool {name}": version for name, version in self.tools.items()}
         return inputs
+
+    def _files_of(self, row: StageRow) -> dict[str, str]:
+        if row.kind == "bootstrap":
+            return {}
+        if row.name not in self._files:
+            self._files[row.name] = playbook_files(self.project, self.table.playbook(row)) | self.templates
+        return self._files[row.name]
 
     def _identity(self, artifact: Artifact) -> str:
         return (

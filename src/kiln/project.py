@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,15 @@ class Project:
     @property
     def templates(self) -> Path:
         return self.root / "templates"
+
+    @property
+    def revision(self) -> str:
+        """Git's name of the checked-out commit, with -modified where files differ from it; unknown without Git."""
+        command = ["git", "-C", str(self.root), "describe", "--always", "--abbrev=40", "--exclude=*"]
+        run = subprocess.run(
+            [*command, "--dirty=-modified"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        return run.stdout.strip() or "unknown"
 
     def relative(self, path: Path) -> str:
         """``path`` as a user names it: relative to the project where it stands inside it."""

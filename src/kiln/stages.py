@@ -101,43 +101,68 @@ class StageTable:
         """The playbook that makes the stage."""
         return self.project.playbooks / f"{row.name}.yml"
 
-    def role_files(self, row: StageRow) -> dict[str, str]:
-        """Relative path to digest of the playbook and of every file of the roles it runs, dependencies included."""
-        playbook = self.playbook(row)
-        files = {self.project.relative(playbook): file_digest(playbook)}
-        for role in self._roles(playbook):
-            files.update(self._tree(self.project.roles / role))
-        return dict(sorted(files.items()))
 
-    def _roles(self, playbook: Path) -> list[str]:
-        table = _plain_yaml(playbook, self.project)
-        pending = [_role_name(entry) for play in table or [] for entry in play.get("roles", [])]
-        found: list[str] = []
-        while pending:
-            role = pending.pop(0)
-            if role in found:
-                continue
-            folder = self.project.roles / role
-            if not folder.is_dir():
-                raise KilnError(
-                    f"role {role} does not exist",
-                    where=self.project.relative(playbook),
-                    fix=f"write roles/{role} or drop it",
-                )
-            found.append(role)
-            meta = folder / "meta" / "main.yml"
-            if meta.is_file():
-                pending += [_role_name(entry) for entry in _plain_yaml(meta, self.project).get("dependencies", [])]
-        return found
+def playbook_files(project: Project, playbook: Path) -> dict[str, str]:
+    """Relative path to digest of ``playbook``, every file of the roles it runs, and ``ansible.cfg``.
 
-    def _tree(self, folder: Path) -> dict[str, str]:
-        files: dict[str, str] = {}
-        for place, folders, names in os.walk(folder):
-            folders[:] = sorted(name for name in folders if name != "__pycache__")
-            for name in names:
-                path = Path(place) / name
-                files[self.project.relative(path)] = file_digest(path)
-        return files
+    Roles that a role depends on or includes count too. Raises KilnError for a role that does not exist, and for one
+    that is included by a name only known at run time: its files could not be part of a digest.
+    """
+    config = project.root / "ansible.cfg"
+    files = {project.relative(path): file_digest(path) for path in (playbook, config)}
+    for role in _roles(project, playbook):
+        files.update(_tree(project, project.roles / role))
+    return dict(sorted(files.items()))
+
+
+def _roles(project: Project, playbook: Path) -> list[str]:
+    plays = _plain_yaml(playbook, project)
+    pending = [(_role_name(entry), playbook) for play in plays or [] for entry in play.get("roles", [])]
+    found: list[str] = []
+    while pending:
+        role, source = pending.pop(0)
+        if role in found:
+            continue
+        folder = project.roles / role
+        if "{{" in role:
+            raise KilnError(
+                f"role {role} is known only at run time",
+                where=project.relative(source),
+                fix="include each role by its name",
+            )
+        if not folder.is_dir():
+            raise KilnError(
+                f"role {role} does not exist", where=project.relative(source), fix=f"write roles/{role} or drop it"
+            )
+        found.append(role)
+        meta = folder / "meta" / "main.yml"
+        if meta.is_file():
+            pending += [(_role_name(entry), meta) for entry in _plain_yaml(meta, project).get("dependencies", [])]
+        for tasks in sorted((folder / "tasks").glob("*.yml")):
+            pending += [(name, tasks) for name in _included(_plain_yaml(tasks, project))]
+    return found
+
+
+def _included(tasks: Any) -> list[str]:
+    """The roles that a list of tasks includes or imports, blocks too."""
+    found: list[str] = []
+    for task in tasks or []:
+        for key, value in task.items():
+            if key in ("block", "rescue", "always"):
+                found += _included(value)
+            elif key.rpartition(".")[2] in ("include_role", "import_role"):
+                found.append(str(value["name"]))
+    return found
+
+
+def _tree(project: Project, folder: Path) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        for name in names:
+            path = Path(place) / name
+            files[project.relative(path)] = file_digest(path)
+    return files
 
 
 def file_digest(path: Path) -> str:
