@@ -189,6 +189,33 @@ def report(find: Callable[[], Project], releases: Any, images: Any, channel: str
     click.echo(json.dumps(sizes.as_data(layers), indent=1) if as_json else sizes.as_text(layers))
 
 
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.pass_obj
+def gc(find: Callable[[], Project], dry_run: bool) -> None:
+    """Remove stages, products, downloads and logs that the tables no longer lead to; finished images stay."""
+    from kiln import gc as collecting
+    from kiln.engine import Engine
+    from kiln.lock import bake_lock
+    from kiln.matrix import Matrix
+    from kiln.store import Store
+
+    project = find()
+    store = Store.of(project)
+    store.root.mkdir(parents=True, exist_ok=True)
+    with bake_lock(store.root / "bake.lock", lambda holder: click.echo(f"waiting for {holder or 'a bake'}")):
+        stages: set[str] = set()
+        blobs: set[str] = set()
+        for path in sorted((project.images / "channels").glob("*.yml")):
+            releases = tuple(Matrix(project, path.stem).releases())
+            stages |= {stage.digest for stage in make_plan(project, releases, (), path.stem).stages}
+            known = known_artifacts(project, path.stem)
+            blobs |= {sha256 for artifact in known if (sha256 := store.locked_sha256(artifact))}
+        rubbish = collecting.find(store, stages, blobs)
+        gone = rubbish if dry_run else collecting.remove(rubbish, Engine())
+    click.echo(collecting.as_text(gone, "would remove" if dry_run else "removed"))
+
+
 @main.group(cls=Commands)
 def artifacts() -> None:
     """The files from outside: list, fetch, verify, lock."""

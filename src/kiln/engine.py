@@ -233,6 +233,21 @@ class Engine:
             zip(inspected["RootFS"]["Layers"][-len(sized) :], names, (entry["Size"] for entry in sized), strict=False)
         )
 
+    def remove_image(self, reference: str) -> bool:
+        """Takes the name from an image, and removes it unless something else holds it; False where that cannot be."""
+        from docker.errors import APIError
+
+        with _told():
+            try:
+                self._api.remove_image(reference)
+            except APIError as error:
+                if error.status_code == HTTPStatus.NOT_FOUND:
+                    return True
+                if error.status_code == HTTPStatus.CONFLICT:
+                    return False
+                raise
+        return True
+
     def remove_untagged(self) -> int:
         """Removes images that lost their name and were made by kiln; returns how many.
 

@@ -114,16 +114,17 @@ class Store:
 
     def machine_lock(self, name: str) -> str | None:
         """A digest that this machine locked under ``name``; none before it did."""
-        return self._machine_locks().get(name)
+        return self.machine_locks().get(name)
 
     def set_machine_lock(self, name: str, digest: str) -> None:
         """Locks ``digest`` under ``name`` on this machine."""
         self.root.mkdir(parents=True, exist_ok=True)
         with self._exclusive("locks"):
-            locks = self._machine_locks() | {name: digest}
+            locks = self.machine_locks() | {name: digest}
             self._replace(self.root / "locks.json", json.dumps(locks, indent=1, sort_keys=True) + "\n")
 
-    def _machine_locks(self) -> dict[str, str]:
+    def machine_locks(self) -> dict[str, str]:
+        """Everything that this machine locked: name to digest."""
         path = self.root / "locks.json"
         try:
             locks = json.loads(path.read_text(encoding="utf-8"))

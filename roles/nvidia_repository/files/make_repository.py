@@ -67,6 +67,8 @@ def package(root: Path, pool: Path, name: str, version: str, depends: "list[str]
         "Description": f"{name} (stand-in)\n {NOTICE}",
     }
     write(root / "DEBIAN/control", "".join(f"{key}: {value}\n" for key, value in fields.items() if value))
+    if (root / "usr/lib").is_dir():
+        write(root / "DEBIAN/triggers", "activate-noawait ldconfig\n")
     epoch = int(os.environ["SOURCE_DATE_EPOCH"])
     for path in (root, *root.rglob("*")):
         os.utime(path, (epoch, epoch), follow_symlinks=False)
