@@ -112,14 +112,34 @@ def plan(find: Callable[[], Project], releases: Any, images: Any, channel: str, 
 @click.pass_obj
 def bake(find: Callable[[], Project], releases: Any, images: Any, channel: str, jobs: int, as_json: bool) -> None:
     """Build what the plan says is missing."""
+    from kiln.engine import stage_tags
+
+    project = find()
+    made = make_plan(project, releases, images, channel)
+    tags = stage_tags()
+    if made.missing or any(stage.tag not in tags[stage.digest] for stage in made.finals):
+        made = _bake(project, made, releases, images, channel, jobs=jobs, as_json=as_json)
+    if not as_json:
+        click.echo("\n".join(f"{stage.tag}  {stage.digest[:12]}" for stage in made.finals))
+
+
+def _bake(
+    project: Project,
+    made: Plan,
+    releases: tuple[str, ...],
+    images: tuple[str, ...],
+    channel: str,
+    *,
+    jobs: int,
+    as_json: bool,
+) -> Plan:
+    """Fetches and builds what ``made`` lacks; returns the plan that was baked."""
     from kiln import bake as baking
     from kiln import bootstrap, progress
     from kiln.artifacts import fetch
     from kiln.store import Store
 
-    project = find()
     store = Store.of(project)
-    made = make_plan(project, releases, images, channel)
     if made.missing:
         # What is locked at its first fetch changes digests: fetch, then plan again.
         fetch(made.artifacts, store)
@@ -129,8 +149,7 @@ def bake(find: Callable[[], Project], releases: Any, images: Any, channel: str, 
         bootstrap.lock_index(store, base, tarball=tarball)
         made = make_plan(project, releases, images, channel)
     baking.bake(made, project, store, reporter=progress.choose_reporter(as_json=as_json), jobs=jobs)
-    if not as_json:
-        click.echo("\n".join(f"{stage.tag}  {stage.digest[:12]}" for stage in made.finals))
+    return made
 
 
 @main.command()
