@@ -2,13 +2,13 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-RELEASE ?= 1.2
+RELEASE ?=
 CHANNEL ?= registry
 IMAGE ?=
 
 KILN := .venv/bin/kiln
 PYTEST := .venv/bin/python -m pytest
-SELECT := --release $(RELEASE) --channel $(CHANNEL) $(addprefix --image ,$(IMAGE))
+SELECT := $(addprefix --release ,$(RELEASE)) --channel $(CHANNEL) $(addprefix --image ,$(IMAGE))
 
 .PHONY: help
 help: ## Show this list
@@ -19,7 +19,7 @@ setup: ## Install what the other targets need, start a Docker engine if none ans
 	@scripts/setup
 
 .PHONY: images
-images: setup ## Bake the images of RELEASE (default 1.2) on CHANNEL (default registry); IMAGE=cpu for one
+images: setup ## Bake the images of RELEASE (default: the newest) on CHANNEL (default registry); IMAGE=cpu for one
 	@$(KILN) bake $(SELECT)
 
 .PHONY: plan
@@ -37,7 +37,7 @@ test: setup ## Bake the current release and run the tests
 
 .PHONY: test-all
 test-all: setup ## Bake both releases and run every test, the long ones too
-	@$(KILN) bake --release 1.1 --release 1.2
+	@$(KILN) bake --release all
 	@$(PYTEST)
 
 .PHONY: clean

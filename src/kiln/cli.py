@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from kiln.artifact import Artifact
     from kiln.plan import Plan
 
-DEFAULT_RELEASE = "1.2"
 DEFAULT_CHANNEL = "registry"
 
 
@@ -56,7 +55,7 @@ def selection(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--channel", default=DEFAULT_CHANNEL, show_default=True, help="Where artifacts come from."),
         click.option("--image", "images", multiple=True, help="Only this image; may stand several times."),
-        click.option("--release", "releases", multiple=True, default=[DEFAULT_RELEASE], show_default=True),
+        click.option("--release", "releases", multiple=True, help="Default: the newest; all for every one."),
     ):
         command = option(command)
     return command
@@ -80,7 +79,8 @@ def make_plan(
     store = Store.of(project)
     matrix = Matrix(project, channel, lambda version: can_pack(version, store))
     wanted = []
-    for release in releases:
+    every = matrix.releases()
+    for release in every if "all" in releases else releases or every[-1:]:
         known = matrix.images(release)
         for image in images:
             if image not in known:
@@ -216,7 +216,6 @@ def gc(find: Callable[[], Project], dry_run: bool) -> None:
     from kiln import gc as collecting
     from kiln.engine import Engine
     from kiln.lock import bake_lock
-    from kiln.matrix import Matrix
     from kiln.store import Store
 
     project = find()
@@ -226,8 +225,7 @@ def gc(find: Callable[[], Project], dry_run: bool) -> None:
         stages: set[str] = set()
         blobs: set[str] = set()
         for path in sorted((project.images / "channels").glob("*.yml")):
-            releases = tuple(Matrix(project, path.stem).releases())
-            stages |= {stage.digest for stage in make_plan(project, releases, (), path.stem).stages}
+            stages |= {stage.digest for stage in make_plan(project, ("all",), (), path.stem).stages}
             known = known_artifacts(project, path.stem)
             blobs |= {sha256 for artifact in known if (sha256 := store.locked_sha256(artifact))}
         rubbish = collecting.find(store, stages, blobs)

@@ -216,8 +216,9 @@ class Matrix:
         self._check_channel()
 
     def releases(self) -> list[str]:
-        """Every release that has a table."""
-        return sorted(path.stem for path in (self.project.images / "releases").glob("*.yml"))
+        """Every release that has a table, the newest last."""
+        names = [path.stem for path in (self.project.images / "releases").glob("*.yml")]
+        return sorted(names, key=lambda name: [(int(part) if part.isdigit() else 0, part) for part in name.split(".")])
 
     def release(self, name: str) -> tuple[Table, Release]:
         """The table of one release; raises KilnError for a release that does not exist."""
