@@ -31,6 +31,10 @@ class Commands(click.Group):
         except KilnError as error:
             click.echo(f"kiln: {error}", err=True)
             ctx.exit(error.exit_code)
+        except BrokenPipeError:
+            # The reader of the output had enough; the interpreter must not try to flush the rest.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(141)
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             click.echo(f"kiln: {place}{error.strerror or error}; check its permissions and the free space", err=True)

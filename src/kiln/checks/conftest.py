@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import testinfra
 from testinfra.host import Host
 
 from kiln.checks.probes import FRAMEWORKS
@@ -63,10 +64,26 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             verdict = "failed"
             crash = getattr(report.longrepr, "reprcrash", None)
             reason = (crash.message if crash else str(report.longrepr)).strip()
-        name = item.nodeid.rpartition("/")[2].replace(".py::", ": ").removeprefix("test_").replace(": test_", ": ")
+        name = f"{item.path.stem.removeprefix('test_')}: {item.name.removeprefix('test_')}"
         line = {"check": name, "verdict": verdict, "reason": reason, "seconds": round(report.duration, 2)}
         with Path(os.environ["KILN_VERDICTS"]).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
+
+
+@pytest.fixture(scope="session")
+def host(request: pytest.FixtureRequest) -> Host:
+    """The target; one for all checks, so that what was asked once needs no second question."""
+    option = request.config.option
+    found = testinfra.get_hosts(
+        (option.hosts or "local://").split(","),
+        connection=option.connection,
+        ansible_inventory=option.ansible_inventory,
+        ssh_config=option.ssh_config,
+        ssh_identity_file=option.ssh_identity_file,
+        sudo=option.sudo,
+    )
+    assert len(found) == 1, f"the checks look at one target at a time, not at {len(found)}"
+    return found[0]
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +101,7 @@ def _privileged(request: pytest.FixtureRequest) -> None:
 # What programs leave behind goes into a folder that is gone when the command ends.
 QUIET = (
     'scratch=$(mktemp -d) && trap "rm -rf $scratch" EXIT && export TMPDIR=$scratch KERAS_HOME=$scratch '
-    "MPLCONFIGDIR=$scratch GLOG_log_dir=$scratch PYTHONDONTWRITEBYTECODE=1; "
+    "XDG_CACHE_HOME=$scratch GLOG_log_dir=$scratch PYTHONDONTWRITEBYTECODE=1; "
 )
 
 
