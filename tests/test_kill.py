@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -229,6 +231,81 @@ def test_engine_drops_the_container(tiny: Tiny) -> None:
     assert "Traceback" not in errors
     assert "first" in tiny.missing()
     assert_continues(tiny, ["first", "maker", "second", "last"])
+
+
+class SecondEngine:
+    """A Docker engine of the test's own, in its own network namespace: restarting it disturbs nobody."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.host = f"unix://{folder}/docker.sock"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        folder = self.folder
+        folder.mkdir(exist_ok=True)
+        options = [f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/pid"]
+        with (folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                ["unshare", "--net", "--", "dockerd", f"--host={self.host}", *options, "--iptables=false"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 60
+        while subprocess.run(["docker", "--host", self.host, "version"], check=False, capture_output=True).returncode:
+            assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
+            time.sleep(0.2)
+
+    def stop(self, number: signal.Signals) -> None:
+        """Ends the daemon; SIGKILL is what a crash is, SIGTERM ends its containers first."""
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+        self.process.wait(60)
+        # Its containerd dies with it; where nobody reaps it, the next daemon would take the zombie for a live one.
+        (self.folder / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
+
+    def load(self, reference: str) -> None:
+        """Copies an image from the engine that the other tests use."""
+        with subprocess.Popen(["docker", "save", reference], stdout=subprocess.PIPE) as save:
+            subprocess.run(["docker", "--host", self.host, "load"], stdin=save.stdout, check=True, capture_output=True)
+        assert save.returncode == 0
+
+
+@pytest.fixture
+def second_engine(tmp_path: Path) -> Iterator[SecondEngine]:
+    # A socket's path may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="engine-"))
+    engine = SecondEngine(folder)
+    engine.start()
+    yield engine
+    engine.stop(signal.SIGTERM)
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if f" {folder}/" in line]
+    for mount in sorted(mounts, reverse=True):
+        subprocess.run(["umount", mount], check=True)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["restarted", "crashed"])
+def test_engine_restarts_while_baking(
+    tiny: Tiny, second_engine: SecondEngine, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    second_engine.load(tiny.plan().stages[0].reference)
+    monkeypatch.setenv("DOCKER_HOST", second_engine.host)
+    assert tiny.missing() == ["first", "maker", "second", "last"]
+    process = tiny.start()
+    follow(process, "first", "Work")
+    second_engine.stop(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (1, 2), errors
+    assert "Traceback" not in errors
+    second_engine.start()
+    assert "first" in tiny.missing()
+    assert_continues(tiny, ["first", "maker", "second", "last"])
+    monkeypatch.undo()
 
 
 def test_paused_container_of_a_dead_run_goes(tiny: Tiny) -> None:
