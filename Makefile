@@ -40,6 +40,10 @@ test-all: setup ## Bake both releases and run every test, the long ones too
 	@$(KILN) bake --release all
 	@$(PYTEST)
 
+.PHONY: mutate
+mutate: setup ## Break an image (IMAGE, default cpu) in every known way and show which check finds it
+	@$(KILN) mutate $(addsuffix /,$(RELEASE))$(or $(IMAGE),cpu)
+
 .PHONY: clean
 clean: setup ## Remove images, stages and products that the tables no longer lead to
 	@$(KILN) gc

@@ -191,6 +191,40 @@ def verify(
 
 
 @main.command()
+@click.argument("image", metavar="[RELEASE/]IMAGE")
+@click.option("--channel", default=DEFAULT_CHANNEL, show_default=True, help="The channel it was baked on.")
+@click.option("--sample", type=click.IntRange(1), help="Only so many, others each day.")
+@click.option("--only", metavar="TEXT", help="Only mutations with TEXT in their name.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=os.cpu_count() or 1, show_default="cores")
+@click.pass_obj
+def mutate(
+    find: Callable[[], Project], image: str, channel: str, sample: int | None, only: str | None, jobs: int
+) -> None:
+    """Break a baked image in one way at a time and show which check finds it (exit code 1: one was not found)."""
+    from datetime import UTC, datetime
+
+    from kiln import mutate as mutating
+    from kiln.matrix import Matrix
+
+    project = find()
+    release, _, name = image.rpartition("/")
+    matrix = Matrix(project, channel)
+    spec = matrix.resolve(release or matrix.releases()[-1], name)
+    chosen = [mutation for mutation in mutating.read_mutations(spec) if (only or "") in mutation.name]
+    if sample is not None:
+        chosen = mutating.sample(chosen, sample, datetime.now(UTC).date().isoformat())
+
+    def told(outcome: mutating.Outcome) -> None:
+        word = "caught" if outcome.caught else "MISSED"
+        click.echo(f"{word}  {outcome.mutation.name} ({outcome.seconds:.1f} s): {outcome.said}")
+
+    outcomes = mutating.mutate(project, f"deeplearning:{spec.release}-{spec.image}", chosen, jobs=jobs, told=told)
+    missed = sum(not outcome.caught for outcome in outcomes)
+    click.echo(f"{len(outcomes) - missed} caught, {missed} missed")
+    sys.exit(1 if missed or not outcomes else 0)
+
+
+@main.command()
 @selection
 @click.option("--size", is_flag=True, required=True, help="How large the images are, and what dominates.")
 @click.option("--json", "as_json", is_flag=True, help="Print bytes as JSON.")
@@ -235,6 +269,44 @@ def gc(find: Callable[[], Project], dry_run: bool) -> None:
         rubbish = collecting.find(store, stages, blobs)
         gone = rubbish if dry_run else collecting.remove(rubbish, Engine())
     click.echo(collecting.as_text(gone, "would remove" if dry_run else "removed"))
+
+
+@main.group(cls=Commands)
+def node() -> None:
+    """A container of a baked image under systemd: start, stop."""
+
+
+@node.command("start")
+@click.argument("image", metavar="[RELEASE/]IMAGE")
+@click.argument("name")
+@click.option("--channel", default=DEFAULT_CHANNEL, show_default=True, help="The channel it was baked on.")
+@click.option("--work", type=click.Path(path_type=Path), help="Where its roles' inputs are laid out.")
+@click.pass_obj
+def node_start(find: Callable[[], Project], image: str, name: str, channel: str, work: Path | None) -> None:
+    """Boot an image as container NAME; ansible-playbook can run its roles again with what is laid out for them."""
+    from kiln import node as nodes
+    from kiln.matrix import Matrix
+    from kiln.store import Store
+
+    project = find()
+    release, _, only = image.rpartition("/")
+    made = make_plan(project, (release,) if release else (), (only,), channel)
+    (named,) = made.finals[0].images
+    place = work or project.store / "nodes" / name
+    spec = Matrix(project, channel).resolve(*named.split("/"))
+    nodes.start(made, spec, Store.of(project), name, place)
+    click.echo(f"{name} is up; its roles: ansible-playbook -c community.docker.docker -i {name}, {place}/converge.yml")
+
+
+@node.command("stop")
+@click.argument("name")
+@click.option("--work", type=click.Path(path_type=Path), help="As given to start.")
+@click.pass_obj
+def node_stop(find: Callable[[], Project], name: str, work: Path | None) -> None:
+    """Remove the node and what was laid out for it."""
+    from kiln import node as nodes
+
+    nodes.stop(name, work or find().store / "nodes" / name)
 
 
 @main.group(cls=Commands)

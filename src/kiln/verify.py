@@ -71,21 +71,24 @@ def verify(
     as_: str | None = None,
     channel: str | None = None,
     only: str | None = None,
+    kind: Literal["image", "node"] | None = None,
     junit: Path | None = None,
     told: Callable[[Check], None] = lambda check: None,
 ) -> Report:
     """Runs every check (or those whose name matches ``only``) against ``target``; calls ``told`` after each.
 
     ``target``: image reference, container, ssh://user@host:port, or local. ``as_``: RELEASE/IMAGE to compare with;
-    without it the target's own labels or release file decide. Raises KilnError when the checks cannot run.
+    without it the target's own labels or release file decide.
+    ``kind``: an image, or a node that has booted and so has keys and logs of its own; default: an image reference is an
+    image, all else a node. Raises KilnError when the checks cannot run.
     """
-    with _reached(target) as (hosts, kind, said):
+    with _reached(target) as (hosts, guess, said):
         release, image, named = _identity(as_, channel, said)
         spec = Matrix(project, named).resolve(release, image)
         with tempfile.TemporaryDirectory(prefix="kiln-verify-") as scratch:
             expectations = Path(scratch) / "expectations.json"
             expectations.write_text(json.dumps(spec.names()), encoding="utf-8")
-            checks = _run(hosts, kind, expectations, Path(scratch) / "verdicts", only, junit, told)
+            checks = _run(hosts, kind or guess, expectations, Path(scratch) / "verdicts", only, junit, told)
     return Report(target, f"{release}/{image}", tuple(checks))
 
 

@@ -23,26 +23,26 @@ def found(host: Host, expression: str) -> list[str]:
     return [path for path in paths if path]
 
 
+NOTHING_OF = [
+    ("host keys", "/etc/ssh -name 'ssh_host_*'"),
+    ("logs", "/var/log -type f -size +0"),
+    ("package lists", "/var/lib/apt/lists -type f ! -name lock"),
+    ("downloaded packages", "/var/cache/apt -name '*.deb'"),
+    ("apt caches", "/var/cache/apt -name '*.bin'"),
+    ("files of the build", "/run/kiln /root/.ansible /home/*/.ansible /tmp -mindepth 1"),
+    ("histories", "/root /home -xdev -maxdepth 2 -name '.*_history'"),
+    ("caches", "/root/.cache /home/*/.cache -mindepth 1"),
+    ("authorized keys", "/root /home -xdev -maxdepth 3 -name authorized_keys -size +0"),
+    (
+        "credentials",
+        "/root /home -xdev -maxdepth 3 ( -name id_rsa -o -name id_ed25519 -o -name .netrc -o -name .pypirc )",
+    ),
+    ("backups of accounts", "/etc/passwd- /etc/shadow- /etc/group- /etc/gshadow-"),
+]
+
+
 @pytest.mark.privileged
-@pytest.mark.parametrize(
-    ("what", "expression"),
-    [
-        ("host keys", "/etc/ssh -name 'ssh_host_*'"),
-        ("logs", "/var/log -type f -size +0"),
-        ("package lists", "/var/lib/apt/lists -type f ! -name lock"),
-        ("downloaded packages", "/var/cache/apt -name '*.deb'"),
-        ("apt caches", "/var/cache/apt -name '*.bin'"),
-        ("files of the build", "/run/kiln /root/.ansible /home/*/.ansible /tmp -mindepth 1"),
-        ("histories", "/root /home -xdev -maxdepth 2 -name '.*_history'"),
-        ("caches", "/root/.cache /home/*/.cache -mindepth 1"),
-        ("authorized keys", "/root /home -xdev -maxdepth 3 -name authorized_keys -size +0"),
-        (
-            "credentials",
-            "/root /home -xdev -maxdepth 3 ( -name id_rsa -o -name id_ed25519 -o -name .netrc -o -name .pypirc )",
-        ),
-        ("backups of accounts", "/etc/passwd- /etc/shadow- /etc/group- /etc/gshadow-"),
-    ],
-)
+@pytest.mark.parametrize(("what", "expression"), NOTHING_OF, ids=[row[0] for row in NOTHING_OF])
 def test_the_image_holds_no(host: Host, what: str, expression: str) -> None:
     assert found(host, expression.replace("(", "\\(").replace(")", "\\)")) == [], what
 

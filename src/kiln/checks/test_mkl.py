@@ -13,7 +13,7 @@ pytestmark = pytest.mark.device("cpu")
 def test_caffe_links_mkl(as_user: Callable[[str], Any], spec: Any) -> None:
     for tree in spec["caffe_trees"]:
         linked = as_user(f"ldd {tree}/build/lib/libcaffe.so*").stdout
-        assert f"{spec['node']['paths']['mkl']}/lib/" in linked
+        assert f"libmkl_rt.so => {spec['node']['paths']['mkl']}/lib/" in linked
         assert "openblas" not in linked
 
 

@@ -46,16 +46,16 @@ def test_the_data_folder_is_the_users_and_empty(host: Host, spec: Any) -> None:
     assert data.listdir() == []
 
 
-@pytest.mark.parametrize(
-    "unit",
-    [
-        "apt-daily.timer",
-        "apt-daily.service",
-        "apt-daily-upgrade.timer",
-        "apt-daily-upgrade.service",
-        "unattended-upgrades.service",
-    ],
+UPDATES = (
+    "apt-daily.timer",
+    "apt-daily.service",
+    "apt-daily-upgrade.timer",
+    "apt-daily-upgrade.service",
+    "unattended-upgrades.service",
 )
+
+
+@pytest.mark.parametrize("unit", UPDATES)
 def test_automatic_updates_are_masked(host: Host, unit: str) -> None:
     assert host.run(f"readlink /etc/systemd/system/{unit}").stdout.strip() == "/dev/null"
 

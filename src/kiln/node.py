@@ -1,0 +1,124 @@
+"""A node: a container of a baked image under systemd, given what the image's own roles need to run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from kiln.ansible.connection import ENVIRONMENT
+from kiln.engine import Engine
+from kiln.errors import KilnError
+from kiln.matrix import ImageSpec
+from kiln.plan import Plan, Stage
+from kiln.store import Store
+from kiln.supplies import Supplies
+
+BOOT_S = 60
+"""A node that has not booted by then never will; a booted one takes about 3 s."""
+
+# What systemd needs without a privilege: freedesktop.org/wiki/Software/systemd/ContainerInterface.
+SYSTEMD = [
+    *("--tmpfs=/run:exec,mode=755", "--tmpfs=/run/lock", "--tmpfs=/tmp:exec,mode=1777"),
+    *("--volume=/sys/fs/cgroup:/sys/fs/cgroup:ro", "--env=container=docker"),
+]
+
+NOT_AGAIN = ("seal",)
+"""Stages that a booted node must not go through again: it has keys, logs and an identity of its own."""
+
+
+def chain(plan: Plan) -> list[Stage]:
+    """The stages that the only image of ``plan`` went through and a node may go through again, first to last."""
+    (stage,) = plan.finals
+    found: list[Stage] = []
+    while stage.parent:
+        if stage.name not in NOT_AGAIN:
+            found.insert(0, stage)
+        stage = plan.by_digest[stage.parent]
+    return found
+
+
+def start(plan: Plan, spec: ImageSpec, store: Store, name: str, work: Path) -> None:
+    """Boots the only image of ``plan`` as container ``name`` and lays out ``work`` for its roles and checks.
+
+    ``work`` then holds converge.yml, the image's playbooks with their variables, and expectations.json, what the checks
+    expect of ``spec``. Raises KilnError
+    when the image is not baked, the name is taken, or the node does not boot.
+    """
+    (final,) = plan.finals
+    if final.state == "missing":
+        raise KilnError(f"{final.tag} is not baked", fix="run kiln bake first")
+    if Engine().container_labels(name) is not None:
+        raise KilnError(f"there is a container {name} already", fix=f"run kiln node stop {name}, or take another name")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    stages = chain(plan)
+    everything = replace(
+        final,
+        name="node",
+        artifacts=tuple(dict.fromkeys(entry for stage in stages for entry in stage.artifacts)),
+        products=tuple(dict.fromkeys(entry for stage in stages for entry in stage.products)),
+    )
+    with ExitStack() as stack:
+        mounts = Supplies(plan, store).mounts(everything, work, {}, stack)
+    _write(stages, work)
+    (work / "expectations.json").write_text(json.dumps(spec.names()), encoding="utf-8")
+    options = [
+        f"--mount=type=bind,source={source},target={target}{',readonly' * (mode == 'ro')}"
+        for source, target, mode in mounts
+    ]
+    command = ["docker", "run", "--detach", "--name", name, "--hostname", "node", *SYSTEMD, *options, final.reference]
+    _docker([*command, "/lib/systemd/systemd"], "cannot be started")
+    _await_boot(name)
+
+
+def _await_boot(name: str) -> None:
+    ends = time.monotonic() + BOOT_S
+    state = ""
+    while time.monotonic() < ends:
+        # Without a bus yet it says offline or nothing.
+        state = _docker(["docker", "exec", name, "systemctl", "is-system-running"], "does not answer", check=False)
+        if state in ("running", "degraded"):
+            return
+        time.sleep(0.2)
+    raise KilnError(
+        f"did not boot within {BOOT_S} s (systemd says {state or 'nothing'})",
+        where=f"container {name}",
+        fix="look at docker logs",
+    )
+
+
+def stop(name: str, work: Path) -> None:
+    """Removes the node and what ``start`` laid out; one that is gone already is fine."""
+    engine = Engine()
+    for container in engine.containers(f"{name}$"):
+        engine.remove_container(container)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(stages: list[Stage], work: Path) -> None:
+    common = {"ansible_python_interpreter": stages[-1].interpreter, "ansible_docker_extra_env": ENVIRONMENT}
+    plays = [
+        {
+            "name": f"Stage {stage.name}",
+            "ansible.builtin.import_playbook": str(stage.playbook),
+            "vars": stage.variables | common,
+        }
+        for stage in stages
+    ]
+    (work / "converge.yml").write_text(yaml.safe_dump(plays, sort_keys=False, width=1000), encoding="utf-8")
+
+
+def _docker(command: list[str], what: str, *, check: bool = True) -> str:
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+    if check and run.returncode:
+        said = run.stderr.strip().splitlines()[-1:] or [f"exit code {run.returncode}"]
+        raise KilnError(f"the node {what} ({said[0]})", where=" ".join(command[:2]), fix="look at the engine's log")
+    return run.stdout.strip()

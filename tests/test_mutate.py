@@ -1,0 +1,114 @@
+"""Each check of an image has a way to break the image that makes it fail."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kiln.engine import Engine
+from kiln.matrix import Matrix
+from kiln.mutate import Mutation, mutate, read_mutations, sample
+from kiln.project import find_project
+from kiln.verify import CHECKS
+
+PROJECT = find_project(Path(__file__).resolve().parent.parent)
+MATRIX = Matrix(PROJECT, "registry")
+RELEASE = MATRIX.releases()[-1]
+IMAGES = ("cpu", "cuda91")
+JOBS = os.cpu_count() or 1
+
+
+def mutations(image: str) -> list[Mutation]:
+    return read_mutations(MATRIX.resolve(RELEASE, image))
+
+
+def checks() -> set[str]:
+    """The name of every check function."""
+    return {
+        node.name.removeprefix("test_")
+        for path in CHECKS.glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def constant(module: str, name: str) -> Any:
+    """A literal of a check's module, which only Pytest itself may import."""
+    for node in ast.parse((CHECKS / f"{module}.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{module}.py holds no {name}")
+
+
+def test_every_check_has_a_mutation() -> None:
+    caught = {mutation.caught_by.partition("[")[0] for image in IMAGES for mutation in mutations(image)}
+    assert len(checks()) > 40
+    assert checks() - caught == set(), "these checks were never seen to fail"
+    assert caught - checks() == set(), "these checks do not exist"
+
+
+def test_every_promise_of_a_list_has_a_mutation() -> None:
+    caught = {mutation.caught_by for mutation in mutations("cpu")}
+    assert {f"the_image_holds_no[{what}]" for what, _ in constant("test_hygiene", "NOTHING_OF")} <= caught
+    assert {f"automatic_updates_are_masked[{unit}]" for unit in constant("test_system", "UPDATES")} <= caught
+
+
+def test_there_are_at_least_a_hundred_mutations() -> None:
+    assert len({mutation.name for image in IMAGES for mutation in mutations(image)}) >= 100
+
+
+def test_a_mutation_repeats_no_value_of_the_tables() -> None:
+    text = (CHECKS / "mutations.yml").read_text(encoding="utf-8")
+    node = MATRIX.node
+    values = [node.user["home"], node.user["password"], node.paths["mkl"], node.paths["manifest"]]
+    assert [value for value in values if value in text] == []
+    assert not re.search(r"\bubuntu\b", text)
+
+
+def test_a_sample_is_of_different_checks_and_of_today() -> None:
+    every = mutations("cpu")
+    today = sample(every, 15, "2018-08-01")
+    assert len({mutation.caught_by for mutation in today}) == 15
+    assert today == sample(every, 15, "2018-08-01") != sample(every, 15, "2018-08-02")
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("image", "count"), [("cpu", 15), ("cuda91", 6)])
+def test_a_sample_of_mutations_is_caught(image: str, count: int) -> None:
+    chosen = sample(mutations(image), count, datetime.now(UTC).date().isoformat())
+    outcomes = mutate(PROJECT, f"deeplearning:{RELEASE}-{image}", chosen, jobs=JOBS)
+    assert [f"{outcome.mutation.name}: {outcome.said}" for outcome in outcomes if not outcome.caught] == []
+    assert len(outcomes) == count
+    assert Engine().containers("kiln-mutate-") == []
+
+
+@pytest.mark.engine
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("image", IMAGES)
+def test_every_mutation_is_caught(image: str) -> None:
+    outcomes = mutate(PROJECT, f"deeplearning:{RELEASE}-{image}", mutations(image), jobs=JOBS)
+    assert [f"{outcome.mutation.name}: {outcome.said}" for outcome in outcomes if not outcome.caught] == []
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("command", "check", "says"),
+    [
+        ("true", "root_has_no_password", "passed"),
+        ("true", "no_such_check", "there is no check"),
+        ("false", "root_has_no_password", "could not be broken"),
+    ],
+)
+def test_what_is_not_caught_is_told(command: str, check: str, says: str) -> None:
+    mutation = Mutation("harmless", command, check)
+    (outcome,) = mutate(PROJECT, f"deeplearning:{RELEASE}-cpu", [mutation], jobs=1)
+    assert not outcome.caught
+    assert says in outcome.said
