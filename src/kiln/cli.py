@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kiln.errors import KilnError
+from kiln.errors import KilnError, TerminatedError
 from kiln.project import Project, find_project
 
 if TYPE_CHECKING:
@@ -52,6 +54,12 @@ class Commands(click.Group):
 def main(ctx: click.Context, root: Path | None, store: Path | None) -> None:
     """Builds, checks and upgrades the node images of Deep Learning on QingCloud AppCenter."""
     ctx.obj = lambda: find_project(root, store)
+    signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Ends as Ctrl-C does: with everything cleaned up that was begun."""
+    raise TerminatedError
 
 
 def selection(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,6 +170,7 @@ def _bake(
 @click.option("--channel", help="Default: what the target says, else registry.")
 @click.option("--strict", is_flag=True, help="Substituted counts as failed.")
 @click.option("--only", metavar="EXPRESSION", help="Only checks whose name matches, e.g. 'hygiene or manifest'.")
+@click.option("--ssh-config", type=click.Path(path_type=Path), help="For ssh:// targets, as ssh's -F takes it.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_obj
@@ -172,6 +181,7 @@ def verify(
     channel: str | None,
     strict: bool,
     only: str | None,
+    ssh_config: Path | None,
     junit: Path | None,
     as_json: bool,
 ) -> None:
@@ -185,7 +195,9 @@ def verify(
         if not as_json:
             click.echo(f"{check.verdict:<12}{check.check} ({check.seconds:.1f} s)")
 
-    report = verifying.verify(find(), target, as_=as_, channel=channel, only=only, junit=junit, told=told)
+    report = verifying.verify(find(), target, as_=as_, channel=channel, only=only, ssh_config=ssh_config, told=told)
+    if junit is not None:
+        junit.write_text(verifying.as_junit(report), encoding="utf-8")
     click.echo(json.dumps(report.as_data(), indent=1) if as_json else "\n" + verifying.as_text(report))
     sys.exit(report.exit_code(strict=strict))
 

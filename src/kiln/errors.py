@@ -23,3 +23,12 @@ class KilnError(Exception):
         prefix = f"{self.where}: " if self.where else ""
         suffix = f"; {self.fix}" if self.fix else ""
         return f"{prefix}{self.what}{suffix}"
+
+
+class TerminatedError(KilnError):
+    """SIGTERM ended the command."""
+
+    exit_code = 143
+
+    def __init__(self) -> None:
+        super().__init__("ended by SIGTERM; nothing is half done", fix="run the same command again")

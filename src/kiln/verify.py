@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 from kiln.errors import KilnError
 from kiln.matrix import Matrix
@@ -72,7 +73,7 @@ def verify(
     channel: str | None = None,
     only: str | None = None,
     kind: Literal["image", "node"] | None = None,
-    junit: Path | None = None,
+    ssh_config: Path | None = None,
     told: Callable[[Check], None] = lambda check: None,
 ) -> Report:
     """Runs every check (or those whose name matches ``only``) against ``target``; calls ``told`` after each.
@@ -80,15 +81,15 @@ def verify(
     ``target``: image reference, container, ssh://user@host:port, or local. ``as_``: RELEASE/IMAGE to compare with;
     without it the target's own labels or release file decide.
     ``kind``: an image, or a node that has booted and so has keys and logs of its own; default: an image reference is an
-    image, all else a node. Raises KilnError when the checks cannot run.
+    image, all else a node. ``ssh_config``: a file as ssh's -F takes it. Raises KilnError when the checks cannot run.
     """
-    with _reached(target) as (hosts, guess, said):
+    with _reached(target, ssh_config, named=as_ is not None) as (hosts, guess, said):
         release, image, named = _identity(as_, channel, said)
         spec = Matrix(project, named).resolve(release, image)
         with tempfile.TemporaryDirectory(prefix="kiln-verify-") as scratch:
             expectations = Path(scratch) / "expectations.json"
             expectations.write_text(json.dumps(spec.names()), encoding="utf-8")
-            checks = _run(hosts, kind or guess, expectations, Path(scratch) / "verdicts", only, junit, told)
+            checks = _run(hosts, kind or guess, expectations, Path(scratch) / "verdicts", only, ssh_config, told)
     return Report(target, f"{release}/{image}", tuple(checks))
 
 
@@ -104,7 +105,7 @@ def _identity(as_: str | None, channel: str | None, said: dict[str, str]) -> tup
 
 
 @contextmanager
-def _reached(target: str) -> Iterator[tuple[str, str, dict[str, str]]]:
+def _reached(target: str, ssh_config: Path | None, *, named: bool) -> Iterator[tuple[str, str, dict[str, str]]]:
     """(Testinfra host, kind of target, what it says of itself); a container that is started here is removed."""
     if target == "local":
         yield "local://", "node", _release_file(["cat", "/etc/deeplearning/release"])
@@ -113,7 +114,16 @@ def _reached(target: str) -> Iterator[tuple[str, str, dict[str, str]]]:
         found = re.fullmatch(r"ssh://([^@/]+)@([^:/]+)(?::(\d+))?", target)
         if found is None:
             raise KilnError(f"{target} is no address", fix="write ssh://user@host:port")
-        login = [f"{found[1]}@{found[2]}", "-p", found[3] or "22", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
+        login = [
+            *(["-F", str(ssh_config)] if ssh_config else []),
+            f"{found[1]}@{found[2]}",
+            "-p",
+            found[3] or "22",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "ConnectTimeout=10",
+        ]
         yield target, "node", _release_file(["ssh", *login, "cat /etc/deeplearning/release"])
         return
     from kiln.engine import Engine
@@ -127,10 +137,13 @@ def _reached(target: str) -> Iterator[tuple[str, str, dict[str, str]]]:
     labels = engine.image_labels(target)
     if labels is None:
         raise KilnError(f"there is no image and no container {target}", fix="bake it, or name one of docker images")
+    said = _from_labels(labels)
+    if not named:
+        _identity(None, None, said)
     name = f"kiln-verify-{os.getpid()}-{time.time_ns():x}"
-    engine.run_idle(target, name)
     try:
-        yield f"docker://{name}", "image", _from_labels(labels)
+        engine.run_idle(target, name)
+        yield f"docker://{name}", "image", said
     finally:
         for container in engine.containers(name):
             engine.remove_container(container)
@@ -144,7 +157,7 @@ def _from_labels(labels: dict[str, str]) -> dict[str, str]:
 def _release_file(command: list[str]) -> dict[str, str]:
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if command[0] == "ssh" and run.returncode == 255:
-        raise KilnError(f"cannot log in ({run.stderr.strip()})", where=command[1], fix="check the address and the key")
+        raise KilnError(f"cannot log in ({run.stderr.strip()})", where="ssh", fix="check the address and the key")
     pairs = (line.partition("=") for line in run.stdout.splitlines())
     return {name.lower(): value for name, equals, value in pairs if equals}
 
@@ -155,7 +168,7 @@ def _run(
     expectations: Path,
     verdicts: Path,
     only: str | None,
-    junit: Path | None,
+    ssh_config: Path | None,
     told: Callable[[Check], None],
 ) -> list[Check]:
     command = [
@@ -171,7 +184,7 @@ def _run(
     ]
     command += ["-c", os.devnull, f"--rootdir={CHECKS.parent.parent}", "--import-mode=importlib"]
     command += ["-k", only] if only else []
-    command += [f"--junitxml={junit}"] if junit else []
+    command += [f"--ssh-config={ssh_config}"] if ssh_config else []
     environment = {
         **os.environ,
         "KILN_EXPECTATIONS": str(expectations),
@@ -226,3 +239,21 @@ def as_text(report: Report) -> str:
     )
     lines.append(f"{report.target} as {report.image}: {told}")
     return "\n".join(lines)
+
+
+def as_junit(report: Report) -> str:
+    """The report as JUnit XML: what was substituted or not run is no pass there either, but skipped with its reason."""
+    suite = ElementTree.Element("testsuite", name=f"{report.target} as {report.image}", tests=str(len(report.checks)))
+    counts = report.counts()
+    suite.set("failures", str(counts.get("failed", 0)))
+    suite.set("skipped", str(counts.get("substituted", 0) + counts.get("not run", 0)))
+    suite.set("time", f"{sum(check.seconds for check in report.checks):.2f}")
+    for check in report.checks:
+        group, _, name = check.check.partition(": ")
+        case = ElementTree.SubElement(suite, "testcase", classname=group, name=name, time=f"{check.seconds:.2f}")
+        if check.verdict == "failed":
+            ElementTree.SubElement(case, "failure", message=check.reason.partition("\n")[0]).text = check.reason
+        elif check.verdict != "passed":
+            ElementTree.SubElement(case, "skipped", type=check.verdict, message=f"{check.verdict}: {check.reason}")
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

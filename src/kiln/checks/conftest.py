@@ -145,7 +145,7 @@ def frameworks(in_workspace: Callable[[str, str], Any], spec: Spec) -> dict[str,
     for workspace in spec["workspaces"]:
         found[workspace] = {}
         for framework, script in FRAMEWORKS.items():
-            run = in_workspace(workspace, f"cd $TMPDIR && python -W ignore -c {shlex.quote(script)}")
+            run = in_workspace(workspace, f"cd $TMPDIR && HOME=$TMPDIR python -W ignore -c {shlex.quote(script)}")
             lines = run.stdout.strip().splitlines()
             try:
                 found[workspace][framework] = json.loads(lines[-1])

@@ -17,7 +17,6 @@ print(json.dumps({"version": tensorflow.__version__, "right": right, "cuda": ten
 KERAS = """
 import json, os
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-os.environ["HOME"] = os.environ["TMPDIR"]  # Keras 2.1 writes its settings there
 import numpy, keras
 numpy.random.seed(1)
 x = numpy.random.rand(256, 8)

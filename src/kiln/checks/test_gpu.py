@@ -67,7 +67,7 @@ def agree(in_workspace: Any, spec: Any, script: str) -> None:
     import shlex
 
     for workspace in spec["workspaces"]:
-        run = in_workspace(workspace, f"cd $TMPDIR && python -c {shlex.quote(script)}")
+        run = in_workspace(workspace, f"cd $TMPDIR && HOME=$TMPDIR python -c {shlex.quote(script)}")
         assert run.rc == 0, f"{workspace}: {run.stderr[-800:]}"
 
 
