@@ -71,7 +71,7 @@ class Target:
     def changes(self) -> list[str]:
         """Every path that differs from the image, as ``docker diff`` prints it; mounts and tmpfs are left out."""
         done = subprocess.run(["docker", "diff", self.name], capture_output=True, text=True, check=True)
-        return done.stdout.splitlines()
+        return sorted(done.stdout.splitlines())
 
     def play(self, plays: Sequence[Mapping[str, Any]]) -> Run:
         """Runs ``plays`` as a bake runs a stage's playbook."""

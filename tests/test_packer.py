@@ -16,7 +16,8 @@ import pytest
 from jinja2 import UndefinedError
 
 from kiln.packer import Build, Packer, hcl, render_templates
-from kiln.tools import find_packer
+from kiln.store import Store
+from kiln.tools import find_packer, packer_version
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 OURS = "1.6.6"
@@ -72,13 +73,29 @@ def test_validate_can_fail(build: Build, folder: Path, tmp_path: Path) -> None:
     assert b"nonexistent" in output + errors
 
 
-def test_newer_packer_gets_pinned_plugins(build: Build, folder: Path) -> None:
-    written = render_templates(CHECKOUT / "templates", folder, build, NEWER)
+@pytest.mark.parametrize("version", ["1.7.0", "1.10.0", NEWER])
+def test_newer_packer_gets_pinned_plugins(build: Build, folder: Path, version: str) -> None:
+    written = render_templates(CHECKOUT / "templates", folder, build, version)
     assert [path.name for path in written] == ["stage.pkr.hcl", "plugins.pkr.hcl"]
     text = written[1].read_text(encoding="utf-8")
     for plugin in ("docker", "ansible"):
         assert f'source  = "github.com/hashicorp/{plugin}"' in text
     assert text.count('version = "= ') == 2
+
+
+@pytest.mark.parametrize("version", ["1.6.0", OURS, "1.6.99"])
+def test_older_packer_gets_no_plugin_block(build: Build, folder: Path, version: str) -> None:
+    render_templates(CHECKOUT / "templates", folder, build, version)
+    assert [path.name for path in folder.iterdir()] == ["stage.pkr.hcl"]
+    assert "required_plugins" not in (folder / "stage.pkr.hcl").read_text(encoding="utf-8")
+
+
+def test_the_plugin_block_is_the_reason_for_a_file_of_its_own(build: Build, folder: Path, tmp_path: Path) -> None:
+    render_templates(CHECKOUT / "templates", folder, build, NEWER)
+    code, output, errors = packer(tmp_path, io.StringIO()).validate(str(folder))
+    if packer_version(Store(tmp_path / "store")) == OURS:
+        assert code != 0
+        assert b"required_plugins" in output + errors
 
 
 def test_template_refuses_a_missing_value(build: Build, folder: Path, tmp_path: Path) -> None:

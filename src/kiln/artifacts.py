@@ -12,25 +12,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TextIO
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import requests
+from requests.utils import get_environ_proxies, select_proxy
 
 from kiln.artifact import Artifact
 from kiln.bootstrap import host_mirrors
 from kiln.errors import KilnError
 from kiln.host_python import pack_host_python
-from kiln.index import Index, new_session
+from kiln.index import Index, new_session, shown
 from kiln.store import CHUNK, Store, file_sha256
 
 CONNECT_S = 5.0
 """A host that does not take a connection within this is out of reach."""
+
+PORTS = {"http": 80, "https": 443}
 
 READ_S = 60.0
 """A transfer that is silent for this long is given up and tried again."""
 
 RETRIES = 3
 """Further tries per file after the first failed."""
+
+PAUSE_S = 0.5
+"""Before the second try; twice as long before each further one."""
 
 WORKERS = 6
 
@@ -124,8 +129,9 @@ def choose_progress(stream: TextIO) -> Progress:
 
 
 def missing(artifacts: Iterable[Artifact], store: Store) -> list[Artifact]:
-    """Those that the store does not hold, each once."""
-    return [artifact for artifact in dict.fromkeys(artifacts) if store.lookup(artifact) is None]
+    """Those that the store does not hold; a file that several groups name only once."""
+    each = {(artifact.key, artifact.sha256): artifact for artifact in artifacts}
+    return [artifact for artifact in each.values() if store.lookup(artifact) is None]
 
 
 def fetch(
@@ -167,7 +173,8 @@ class Fetch:
     def run(self, wanted: Sequence[Artifact], workers: int) -> None:
         """Fetches ``wanted`` with ``workers`` transfers at a time."""
         sources = self._sources(wanted)
-        self._probe(sources)
+        indexed = {artifact: self.index.urls for artifact in wanted if artifact.origin == "index"}
+        self._probe(sources | indexed)
         self.progress.begin(len(wanted))
         failure: KilnError | None = None
         try:
@@ -175,11 +182,17 @@ class Fetch:
                 futures = {pool.submit(self._one, artifact, sources.get(artifact, [])) for artifact in wanted}
                 try:
                     for future in as_completed(futures):
-                        error = future.exception()
-                        if isinstance(error, KilnError):
+                        try:
+                            future.result()
+                        except KilnError as error:
                             failure = failure or error
-                        elif error is not None:
-                            raise error
+                        except OSError as error:
+                            # The disk is full or broken: no other file will fare better.
+                            raise KilnError(
+                                f"cannot be written ({error.strerror or error})",
+                                where=str(error.filename or self.store.root),
+                                fix="make room there, or choose another store with --store or KILN_STORE",
+                            ) from None
                 except BaseException:
                     self._stop.set()
                     pool.shutdown(wait=True, cancel_futures=True)
@@ -213,17 +226,13 @@ class Fetch:
 
     def _probe(self, sources: dict[Artifact, list[str]]) -> None:
         """Refuses at once what comes only from hosts that do not answer."""
-        if self.session.proxies or getproxies():
-            return  # the proxy answers for every host
-        answers: dict[str, bool] = {}
-        hosts = {urlsplit(url).netloc for urls in sources.values() for url in urls}
+        hosts = sorted({_host(url) for urls in sources.values() for url in urls})
         with ThreadPoolExecutor(max(len(hosts), 1)) as pool:
-            for host, answered in zip(hosts, pool.map(_answers, hosts), strict=True):
-                answers[host] = answered
+            answers = dict(zip(hosts, pool.map(_answers, hosts), strict=True))
         lost: dict[str, list[str]] = {}
         for artifact, urls in sources.items():
-            if not any(answers[urlsplit(url).netloc] for url in urls):
-                lost.setdefault(urlsplit(urls[0]).netloc, []).append(artifact.file)
+            if urls and not any(answers[_host(url)] for url in urls):
+                lost.setdefault(" and ".join(dict.fromkeys(map(_name, urls))), []).append(artifact.file)
         if lost:
             raise KilnError(
                 "out of reach: "
@@ -242,7 +251,7 @@ class Fetch:
                     raise KilnError(
                         f"{artifact.file} cannot be fetched ({error})", where=artifact.path, fix="run it again later"
                     ) from None
-                self._stop.wait(0.5 * 2**attempt)
+                self._stop.wait(PAUSE_S * 2**attempt)
             else:
                 self.progress.done(artifact.file)
                 return
@@ -254,23 +263,37 @@ class Fetch:
                 self.store.set_machine_lock(artifact.key, self.store.add(path))
                 return
             last: Exception | None = None
+            refusal: KilnError | None = None
             for url in urls or [self.index.url(artifact.path, artifact.file)]:
                 try:
-                    self._receive(url, path)
+                    self._receive(url, path, known=self.store.locked_sha256(artifact) is not None)
                     break
+                except KilnError as error:
+                    refusal = error
                 except (requests.RequestException, _TryAgainError) as error:
                     last = error
             else:
+                if last is None and refusal is not None:
+                    raise refusal
                 raise _TryAgainError(_words(last))
             self._accept(artifact, path)
 
-    def _receive(self, url: str, path: Path) -> None:
-        with self.session.get(url, stream=True, timeout=(CONNECT_S, READ_S)) as answer:
+    def _receive(self, url: str, path: Path, *, known: bool) -> None:
+        """Writes what ``url`` holds to ``path``; ``known``: its checksum will tell whether all of it arrived."""
+        # As pip asks: a server must not pack an archive once more, whose checksum is that of the file as it stands.
+        headers = {"Accept-Encoding": "identity"}
+        with self.session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S)) as answer:
             if answer.status_code in (404, 410, 401, 403):
                 raise KilnError(
-                    f"the server answers {answer.status_code}", where=url, fix="correct the address in its table"
+                    f"the server answers {answer.status_code}", where=shown(url), fix="correct the address in its table"
                 )
             answer.raise_for_status()
+            if not known and not {"Content-Length", "Transfer-Encoding"} & set(answer.headers):
+                raise KilnError(
+                    "the server does not say how long it is, so a first fetch cannot be trusted",
+                    where=shown(url),
+                    fix="give it a sha256 in its table",
+                )
             size = 0
             with path.open("wb") as stream:
                 for chunk in answer.iter_content(CHUNK):
@@ -305,16 +328,23 @@ def _words(error: Exception | None) -> str:
     return str(error) if isinstance(error, _TryAgainError) else type(error).__name__
 
 
-def _answers(netloc: str) -> bool:
-    host, _, port = netloc.partition(":")
+def _host(url: str) -> tuple[str, int]:
+    """Address and port that must take a connection for ``url``: its own, or those of its proxy."""
+    proxy = select_proxy(url, get_environ_proxies(url))
+    parts = urlsplit((proxy if "://" in proxy else f"http://{proxy}") if proxy else url)
+    return parts.hostname or "", parts.port or PORTS.get(parts.scheme, 443)
+
+
+def _name(url: str) -> str:
+    """The host of ``url`` for a person; with its proxy, where one answers for it."""
+    host = urlsplit(shown(url)).netloc
+    address, port = _host(url)
+    return f"{host} through proxy {address}:{port}" if select_proxy(url, get_environ_proxies(url)) else host
+
+
+def _answers(host: tuple[str, int]) -> bool:
     try:
-        with socket.create_connection((host, int(port or 443)), CONNECT_S):
-            return True
-    except OSError:
-        if port:
-            return False
-    try:
-        with socket.create_connection((host, 80), CONNECT_S):
+        with socket.create_connection(host, CONNECT_S):
             return True
     except OSError:
         return False

@@ -26,6 +26,9 @@ class Base(Strict, frozen=True):
     suites: list[str] = []
     components: list[str] = []
     include: list[str] = []
+    """Packages beyond the smallest system, a tarball's included."""
+    mirrors: dict[str, str] = {}
+    """Suite to the address of its archive; suites that it lacks come from the machine's own mirrors."""
     group: str | None = None
 
 

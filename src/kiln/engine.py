@@ -81,7 +81,7 @@ def _get(path: str, url: str) -> Any:
         connection.request("GET", url)
         answer = connection.getresponse()
         body = answer.read()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise unreachable(error, f"unix://{path}") from None
     finally:
         connection.close()
@@ -89,7 +89,10 @@ def _get(path: str, url: str) -> Any:
         raise KilnError(
             f"the Docker engine answers {answer.status} to {quote(url)}", where=f"unix://{path}", fix="see its log"
         )
-    return json.loads(body)
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise unreachable(ConnectionError("its answer is no JSON"), f"unix://{path}") from None
 
 
 def unreachable(error: BaseException, host: str) -> KilnError:
@@ -101,7 +104,7 @@ def unreachable(error: BaseException, host: str) -> KilnError:
             fix="run as root, or join the group that owns the socket (usually docker) and log in again",
         )
     return KilnError(
-        f"no Docker engine answers ({getattr(error, 'strerror', None) or error})",
+        f"no Docker engine answers ({getattr(error, 'strerror', None) or ' '.join(str(error).split())})",
         where=host,
         fix="start it (systemctl start docker), or point DOCKER_HOST at one",
     )
@@ -123,7 +126,10 @@ class Engine:
         from docker import APIClient
 
         with _told():
-            return APIClient(base_url=engine_host(), version="auto", timeout=TIMEOUT_S)
+            try:
+                return APIClient(base_url=engine_host(), version="auto", timeout=TIMEOUT_S)
+            except ValueError as error:  # DOCKER_HOST is no address
+                raise unreachable(error, engine_host()) from None
 
     def check(self) -> None:
         """Raises KilnError when the engine cannot be used."""
@@ -295,10 +301,15 @@ def _told() -> Iterator[None]:
     except APIError as error:
         raise KilnError(f"the Docker engine refuses: {error.explanation or error}", where=engine_host()) from None
     except (DockerException, requests.RequestException) as error:
-        cause: BaseException = error
-        while not isinstance(cause, OSError) and (cause.__context__ or cause.args):
-            inner = cause.__context__ or cause.args[0]
-            if not isinstance(inner, BaseException):
-                break
-            cause = inner
-        raise unreachable(cause, engine_host()) from None
+        raise unreachable(_system_error(error) or error, engine_host()) from None
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """What the system said, out of the errors that the SDK, requests and urllib3 wrap around it."""
+    if isinstance(error, OSError) and error.errno:
+        return error
+    for inner in (error.__cause__, error.__context__, *error.args, getattr(error, "reason", None)):
+        found = _system_error(inner) if isinstance(inner, BaseException) else None
+        if found:
+            return found
+    return None

@@ -487,7 +487,7 @@ def _distribution(component: str) -> str:
 def _numbers(version: str, where: str) -> tuple[int, ...]:
     parts = version.split(".")
     if not all(part.isdigit() for part in parts):
-        raise KilnError(f"{version!r} is not a dotted number", where=where, fix="write e.g. 387.26")
+        raise KilnError(f"{version!r} is not a dotted number", where=where, fix="write numbers with dots between them")
     return tuple(int(part) for part in parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from kiln.errors import KilnError
 
@@ -44,5 +45,11 @@ def read_pins(text: str, where: str) -> dict[str, list[Pin]]:
             )
         if any(canonicalize_name(pin.project) == canonicalize_name(project) for pin in group):
             raise KilnError(f"{project} is pinned twice", where=f"{where}:{number}", fix="keep one line")
+        try:
+            Version(version)
+        except InvalidVersion:
+            raise KilnError(
+                f"{line!r} names no version", where=f"{where}:{number}", fix="write name==version, and nothing else"
+            ) from None
         group.append(Pin(project, version))
     return groups

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -21,15 +22,23 @@ import yaml
 from kiln.artifact import Artifact
 from kiln.errors import KilnError
 from kiln.project import Project
+from kiln.tables import SAFE_LOADER
 
-CHUNK = 1 << 20
-"""Bytes read at once."""
+CHUNK = 1 << 16
+"""Bytes read at once: few enough that a slow transfer can be interrupted soon."""
 
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file's content, 64 lower-case hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256(value: object) -> str:
+    """``value`` if it is a sha256; raises ValueError else."""
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(value)
+    return value
 
 
 class Store:
@@ -127,14 +136,16 @@ class Store:
         """Everything that this machine locked: name to digest."""
         path = self.root / "locks.json"
         try:
-            locks = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        except ValueError:
+        try:
+            locks = json.loads(text)
+            return {str(name): str(digest) for name, digest in locks.items()}
+        except (ValueError, AttributeError):
             raise KilnError(
                 "is damaged", where=str(path), fix="remove it; the machine's locks are then made anew"
             ) from None
-        return {str(name): str(digest) for name, digest in locks.items()}
 
     def first_fetch_lock(self, key: str) -> str | None:
         """The checksum that was locked when ``key`` was first fetched."""
@@ -163,7 +174,15 @@ class Store:
     def _first_fetch_locks(self) -> dict[str, str]:
         if self.first_fetch is None or not self.first_fetch.is_file():
             return {}
-        return dict(yaml.safe_load(self.first_fetch.read_text(encoding="utf-8")) or {})
+        try:
+            locks = SAFE_LOADER(self.first_fetch.read_bytes()).get_single_data() or {}
+            return {str(key): _sha256(sha256) for key, sha256 in locks.items()}
+        except (yaml.YAMLError, ValueError, AttributeError):
+            raise KilnError(
+                "must hold a mapping of artifacts to sha256, each of 64 lower-case hex digits",
+                where=str(self.first_fetch),
+                fix="restore it from version control",
+            ) from None
 
     @contextmanager
     def _exclusive(self, name: str) -> Iterator[None]:
@@ -174,8 +193,11 @@ class Store:
     @staticmethod
     def _replace(path: Path, text: str) -> None:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     # Products of build stages
 
@@ -199,8 +221,10 @@ class Store:
         (folder / "SHA256SUMS").write_text(sums, encoding="utf-8")
         os.sync()
         target = self.root / "products" / digest
-        if target.exists():
-            shutil.rmtree(folder)
-        else:
+        try:
             folder.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            shutil.rmtree(folder)  # another process made the same
         return target

@@ -33,7 +33,7 @@ def render(value: Any, names: Mapping[str, Any], where: str) -> Any:
             if whole:
                 return _evaluate(whole[1], names)
             return _EXPRESSION.sub(lambda found: str(_evaluate(found[1], names)), value)
-        except (TemplateError, TypeError, KeyError) as error:
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise KilnError(
                 f"{value!r} cannot be evaluated ({error})", where=where, fix="correct the expression"
             ) from None
@@ -46,6 +46,16 @@ def render(value: Any, names: Mapping[str, Any], where: str) -> Any:
 
 def _evaluate(expression: str, names: Mapping[str, Any]) -> Any:
     result = _compile(expression.strip())(**names)
-    if isinstance(result, StrictUndefined):
-        str(result)  # raises with the name that is undefined
+    _require_defined(result)
     return result
+
+
+def _require_defined(value: Any) -> None:
+    if isinstance(value, StrictUndefined):
+        str(value)  # raises with the name that is undefined
+    elif isinstance(value, dict):
+        for item in value.values():
+            _require_defined(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _require_defined(item)

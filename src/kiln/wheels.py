@@ -15,7 +15,7 @@ from kiln.components import PythonVersion, Strict
 from kiln.errors import KilnError
 from kiln.pins import SDIST_ENDINGS, Pin, read_pins
 from kiln.project import Project
-from kiln.tables import Table, read_table
+from kiln.tables import read_table
 
 if TYPE_CHECKING:
     from kiln.index import Index
@@ -125,12 +125,16 @@ def read_lock(project: Project) -> dict[str, tuple[Artifact, ...]]:
     for key in table.data:
         if key != "groups":
             raise KilnError(f"unknown key {key}", where=table.where(key), fix="run kiln artifacts lock")
-    return {group: _group(table, group) for group in table.data.get("groups") or {}}
+    if not table.data.get("groups"):
+        return {}
+    return {
+        group: _group(rows, group, table.where("groups", group))
+        for group, rows in table.entries(list[LockRow], "groups").items()
+    }
 
 
-def _group(table: Table, group: str) -> tuple[Artifact, ...]:
-    rows = table.convert(list[LockRow], "groups", group)
-    return tuple(
+def _group(rows: list[LockRow], group: str, where: str) -> tuple[Artifact, ...]:
+    artifacts = tuple(
         Artifact(
             file=row.file,
             sha256=row.sha256,
@@ -142,14 +146,24 @@ def _group(table: Table, group: str) -> tuple[Artifact, ...]:
         )
         for row in rows
     )
+    for artifact in artifacts:
+        try:
+            version_of(artifact)
+        except ValueError:
+            raise KilnError(
+                f"{artifact.file} is no wheel or source archive of {artifact.path}",
+                where=where,
+                fix="run kiln artifacts lock",
+            ) from None
+    return artifacts
 
 
 def version_of(artifact: Artifact) -> Version:
-    """The version that a wheel's or source archive's name gives."""
+    """The version that a wheel's or source archive's name gives; raises ValueError where it gives none."""
     if artifact.file.endswith(".whl"):
         return parse_wheel_filename(artifact.file)[1]
-    stem = next(artifact.file.removesuffix(ending) for ending in SDIST_ENDINGS if artifact.file.endswith(ending))
-    return Version(stem[len(artifact.path) + 1 :])
+    ending = next((ending for ending in SDIST_ENDINGS if artifact.file.endswith(ending)), "")
+    return Version(artifact.file.removesuffix(ending)[len(artifact.path) + 1 :])
 
 
 def requirements(artifacts: list[Artifact], series: str) -> str:
