@@ -44,7 +44,7 @@ class Copy:
             "DOCKER_HOST": f"unix://{self.home}/none.sock",
         }
         return subprocess.run(
-            [KILN, "--root", str(self.project.root), *words],
+            [str(KILN), "--root", str(self.project.root), *words],
             env={**environment, **more},
             capture_output=True,
             text=True,
@@ -218,7 +218,7 @@ def test_a_full_disk_is_one_sentence(copy: Copy, small_disk: Path) -> None:
 
 def test_the_committed_lock_agrees_and_a_broken_one_does_not(project: Project, root: Path) -> None:
     def check(where: Path) -> subprocess.CompletedProcess[str]:
-        command = [KILN, "--root", str(where), "--store", str(project.store), "artifacts", "lock", "--check"]
+        command = [str(KILN), "--root", str(where), "--store", str(project.store), "artifacts", "lock", "--check"]
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
     run = check(root)

@@ -6,7 +6,10 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,16 +18,21 @@ import msgspec
 import pytest
 import yaml
 
-from kiln.bootstrap import Base, sources_list
+from kiln.bootstrap import Base, index_folder, lock_name, make_root, sources_list
 from kiln.channel import read_channel
 from kiln.matrix import Matrix
 from kiln.plan import Plan, Planner
 from kiln.project import Project
 from kiln.stages import playbook_files
 from kiln.store import Store
+from kiln.supplies import Supplies, place_requirements
+from stage_container import STORE, baked_plan, named, started
 
 CHANNEL = Path("images", "channels", "upstream.yml")
 CHANNELS = ("registry", "upstream")
+
+# Artifact folder of a stage to a distribution that it must bring.
+DISTRIBUTIONS = {"tensorflow": "tensorflow==", "pytorch": "torch==", "keras": "keras==", "tools": "numpy=="}
 
 
 def plan_of(project: Project, channel: str) -> Plan:
@@ -59,6 +67,61 @@ def test_its_apt_sources_are_ubuntus_own(root: Path) -> None:
 def test_its_base_has_what_ansible_and_the_roles_run(root: Path) -> None:
     base = read_channel(root / CHANNEL, root).base
     assert {"python", "python-apt", "sudo", "hardlink", "apt-transport-https"} <= set(base.include)
+
+
+def test_the_bootstrap_stage_knows_its_mirrors(project: Project) -> None:
+    root = plan_of(project, "upstream").stages[0]
+    base = read_channel(project.root / CHANNEL, project.root).base
+    assert Base.of(root.variables) == Base.of(msgspec.to_builtins(base))
+
+
+def test_every_workspace_gets_a_line_with_a_hash_for_each_wheel(project: Project, tmp_path: Path) -> None:
+    store = Store(project.store, project.images / "locks" / "first-fetch.yml")
+    plan = plan_of(project, "upstream")
+    for artifact in plan.artifacts:
+        if artifact.sha256 is None:
+            store.set_first_fetch_lock(artifact.key, "a" * 64)
+    supplies = Supplies(plan, store)
+    for stage in plan.stages:
+        for group in set(DISTRIBUTIONS) & {name for name, _ in stage.artifacts}:
+            if stage.kind == "build":
+                continue
+            folder = tmp_path / stage.digest
+            (folder / group).mkdir(parents=True)
+            place_requirements(supplies.locked(stage), folder)
+            for series in ("2.7", "3.6"):
+                text = (folder / group / f"requirements-python{series}.txt").read_text(encoding="utf-8")
+                for line in text.splitlines():
+                    assert re.fullmatch(r"[\w.-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}", line)
+                assert DISTRIBUTIONS[group] in text.lower()
+
+
+@pytest.mark.long
+@pytest.mark.engine
+@pytest.mark.timeout(300)
+def test_packages_are_installed_into_a_tarball_base(tmp_path: Path) -> None:
+    bootstrap = named(baked_plan("cpu"), "bootstrap")
+    base = replace(Base.of(bootstrap.variables), kind="tarball", include=("screen",))
+    tarball, tar, etc = tmp_path / "base.tar", tmp_path / "root.tar", tmp_path / "etc" / "apt"
+    with started(bootstrap, tmp_path) as target:
+        subprocess.run(["docker", "export", "--output", tarball, target.name], check=True)
+    etc.mkdir(parents=True)
+    (etc / "sources.list").write_text("deb http://own.test/ubuntu xenial main\n", encoding="utf-8")
+    subprocess.run(["tar", "-C", tmp_path, "-rf", tarball, "etc/apt/sources.list"], check=True)
+    digest = STORE.machine_lock(lock_name(base.suite))
+    assert digest is not None
+
+    def run(command: Sequence[str], extra: Mapping[str, str]) -> int:
+        return subprocess.run(command, env={**os.environ, **extra}, check=False, capture_output=True).returncode
+
+    make_root(base, index_folder(STORE, digest), tar, tmp_path, run, tarball=tarball)
+    with tarfile.open(tar) as made:
+        names = set(made.getnames())
+        assert "./usr/bin/screen" in names
+        own = made.extractfile("./etc/apt/sources.list")
+        assert own is not None
+        assert own.read() == b"deb http://own.test/ubuntu xenial main\n", "its own sources are the image's"
+    assert not [name for name in names if name.startswith("./etc/apt/sources.list.d/") or "mmdebstrap" in name]
 
 
 def test_every_wheel_comes_with_what_pip_check_asks_of_it(project: Project) -> None:

@@ -327,19 +327,17 @@ class Bake:
     def _bootstrap(self, work: Work, log: TextIO) -> None:
         stage = work.stage
         base = bootstrap.Base.of(stage.variables)
-        if base.kind == "tarball":
-            tar = self.supplies.tarball(stage)
-        else:
-            tar = work.folder / "root.tar"
-            self.reporter.task(work.job, f"mmdebstrap {base.suite}")
+        tar = work.folder / "root.tar"
+        tarball = self.supplies.tarball(stage) if base.kind == "tarball" else None
+        self.reporter.task(work.job, f"mmdebstrap {base.suite}")
 
-            def run(command: Sequence[str], extra: Mapping[str, str]) -> int:
-                return self._run(work, command, {**self._environment(work.folder / "tmp"), **extra}, log)
+        def run(command: Sequence[str], extra: Mapping[str, str]) -> int:
+            return self._run(work, command, {**self._environment(work.folder / "tmp"), **extra}, log)
 
-            try:
-                bootstrap.make_root(base, self.supplies.index(stage), tar, work.folder, run)
-            except KilnError as error:
-                raise self._failed(work, error.what, _last_lines(work.log)) from None
+        try:
+            bootstrap.make_root(base, self.supplies.index(stage), tar, work.folder, run, tarball=tarball)
+        except KilnError as error:
+            raise self._failed(work, error.what, _last_lines(work.log)) from None
         self.reporter.task(work.job, "import")
         self.engine.import_tar(tar, stage.digest, self._changes(stage))
 
@@ -412,7 +410,7 @@ class Bake:
             ansible_playbook=str(self._ansible),
             commit="" if stage.kind == "build" else self._commit(work),
         )
-        render_templates(self._snapshot / "templates", templates, build, packer_version(self.store))
+        written = render_templates(self._snapshot / "templates", templates, build, packer_version(self.store))
         events = Events(work.folder / "events.jsonl")
         temporary = self._temporary / stage.digest[:8]
         environment = self._environment(temporary) | {
@@ -435,6 +433,8 @@ class Bake:
 
         packer = Packer(find_packer(), environment, work.folder, log, follow)
         with self._cancellable(work, packer.cancel):
+            if len(written) > 1:  # what its own binary lacks; does nothing where the plugins are installed
+                packer.execute_cmd("init", str(templates))
             code, _, _ = packer.build(str(templates), color="false")
         follow()
         self._judge(work, packer, code, events)

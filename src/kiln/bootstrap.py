@@ -264,10 +264,17 @@ def copy_lists(index: Path, target: Path) -> None:
 
 
 def make_root(
-    base: Base, index: Path, tar: Path, work: Path, run: Callable[[Sequence[str], Mapping[str, str]], int]
+    base: Base,
+    index: Path,
+    tar: Path,
+    work: Path,
+    run: Callable[[Sequence[str], Mapping[str, str]], int],
+    *,
+    tarball: Path | None = None,
 ) -> None:
     """Makes the root file system's tar archive with mmdebstrap from the locked index.
 
+    ``tarball``: a distribution's own base archive to start from; ``base.include`` is installed into it.
     ``run`` runs a command with extra environment and returns its exit code.
     """
     if shutil.which("mmdebstrap") is None:
@@ -283,17 +290,26 @@ def make_root(
     sources = work / "sources.list"
     shutil.copyfile(index / "sources.list", sources)
     lists = shlex.quote(str(index / "lists"))
+    start = ["--variant=minbase"]
+    end = []
+    if tarball is not None:
+        # Its own sources are the image's; during the installation only the locked ones count.
+        own, place = shlex.quote(str(work / "sources.own")), '"$1/etc/apt/sources.list"'
+        unpack = f'tar -C "$1" -xf {shlex.quote(str(tarball))}'
+        start = ["--variant=custom", f"--setup-hook={unpack} && mv {place} {own}"]
+        end = [f"--customize-hook=mv {own} {place}"]
     command = [
         "mmdebstrap",
-        "--variant=minbase",
+        *start,
         # The locked lists instead of an update: the same packages tomorrow.
         "--skip=update",
         f'--setup-hook=cp -a {lists}/. "$1/var/lib/apt/lists/"',
         f"--aptopt={config}",
         "--dpkgopt=force-unsafe-io",
         f"--include={','.join(base.include)}",
+        *end,
         # The mirror and the build's settings are this machine's, not the image's.
-        '--customize-hook=rm -f "$1/etc/apt/sources.list" "$1/etc/apt/apt.conf.d/99mmdebstrap" '
+        '--customize-hook=rm -f "$1/etc/apt/sources.list.d/0000sources.list" "$1/etc/apt/apt.conf.d/99mmdebstrap" '
         '"$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap"',
         '--customize-hook=rm -f "$1/var/log/dpkg.log" "$1/var/log/alternatives.log" "$1/var/log/bootstrap.log" '
         '"$1"/var/log/apt/* "$1/var/cache/ldconfig/aux-cache"',

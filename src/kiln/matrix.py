@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -197,6 +197,20 @@ def read_components(project: Project) -> tuple[dict[str, Table], dict[str, dict[
     return tables, facts
 
 
+def _with_pythons(group: tuple[Artifact, ...], pythons: tuple[PythonVersion, ...]) -> tuple[Artifact, ...]:
+    """``group`` with the Pythons that install each wheel: the lock says them, of a channel's own wheels the tags do."""
+    able = {python.series: tags(python) for python in pythons}
+    return tuple(
+        replace(
+            artifact,
+            pythons=tuple(series for series in able if parse_wheel_filename(artifact.file)[3] & able[series]),
+        )
+        if artifact.file.endswith(".whl") and not artifact.pythons
+        else artifact
+        for artifact in group
+    )
+
+
 class Matrix:
     """All tables of a project on one channel."""
 
@@ -271,6 +285,7 @@ class Matrix:
                     fix=f"add the group to {self.channel.table.name}, or lock it with kiln artifacts lock",
                 )
             self._check_wheels(part, pythons, groups[part.group], place)
+            groups[part.group] = _with_pythons(groups[part.group], pythons)
         return ImageSpec(
             release=release_name,
             image=image,

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from kiln import bootstrap
@@ -40,7 +41,7 @@ class Supplies:
         for group, artifact in stage.artifacts:
             (kiln / "artifacts" / group).mkdir(exist_ok=True)
             place_file(self.artifact(artifact), kiln / "artifacts" / group / artifact.file)
-        place_requirements(stage, kiln / "artifacts")
+        place_requirements(self.locked(stage), kiln / "artifacts")
         mounts = [(str(kiln), "/run/kiln", "ro")]
         for name, digest in stage.products:
             (kiln / "products" / name).mkdir()
@@ -52,6 +53,13 @@ class Supplies:
         mounts.append((str(folder / "lists"), "/var/lib/apt/lists", "rw"))
         mounts.append((str(stack.enter_context(self._archives(stage.name))), "/var/cache/apt/archives", "rw"))
         return mounts
+
+    def locked(self, stage: Stage) -> Stage:
+        """The stage with the checksums that its artifacts got at their first fetch."""
+        locked = [
+            (group, replace(artifact, sha256=self.store.locked_sha256(artifact))) for group, artifact in stage.artifacts
+        ]
+        return replace(stage, artifacts=tuple(locked))
 
     def served(self, stage: Stage) -> dict[str, Path]:
         """Host name to the folder that answers for it during the stage."""

@@ -166,10 +166,14 @@ def version_of(artifact: Artifact) -> Version:
     return Version(artifact.file.removesuffix(ending)[len(artifact.path) + 1 :])
 
 
+def _project(artifact: Artifact) -> str:
+    return artifact.path if artifact.origin == "index" else parse_wheel_filename(artifact.file)[0]
+
+
 def requirements(artifacts: list[Artifact], series: str) -> str:
     """pip's requirements, with hashes, for what Python ``series`` installs of ``artifacts``."""
     lines = [
-        f"{artifact.path}=={version_of(artifact)} --hash=sha256:{artifact.sha256}"
+        f"{_project(artifact)}=={version_of(artifact)} --hash=sha256:{artifact.sha256}"
         for artifact in artifacts
         if series in artifact.pythons
     ]

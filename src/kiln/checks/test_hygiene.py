@@ -7,6 +7,7 @@ for: they run where the target has not booted.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 from testinfra.host import Host
@@ -58,6 +59,11 @@ def test_apt_asks_the_distributions_own_archive(host: Host) -> None:
     ).stdout
     assert documented.strip()
     assert host.file("/etc/apt/sources.list").content_string == documented
+
+
+def test_apt_asks_nobody_else(host: Host, spec: Any) -> None:
+    nvidia = ["nvidia-cuda.sources", "nvidia-cudnn.sources"] if spec["device"] == "gpu" else []
+    assert sorted(host.file("/etc/apt/sources.list.d").listdir()) == nvidia
 
 
 def test_no_proxy_and_no_index_of_the_build_is_configured(host: Host) -> None:
