@@ -177,12 +177,13 @@ def test_half_a_file_is_never_taken(server: FileServer, store: Store, known: boo
 
 
 def test_wrong_content_never_enters(server: FileServer, store: Store) -> None:
-    wanted = offered(server, "a", "b")
+    wanted = offered(server, *"abcd")
     server.faults["/a"] = ["wrong"]
-    error = refusal(lambda: fetch(wanted, store))
+    server.pause_s = 0.05
+    error = refusal(lambda: fetch(wanted, store, workers=1))
     found = hashlib.sha256(bytes(byte ^ 1 for byte in server.files["/a"])).hexdigest()
     assert error.what == f"a has sha256 {found}, not {wanted[0].sha256}"
-    assert blobs(store) == {wanted[1].sha256}
+    assert blobs(store) == {artifact.sha256 for artifact in wanted[1:]}, "the others are fetched all the same"
     assert left(store) == []
 
 

@@ -319,6 +319,7 @@ def node_stop(find: Callable[[], Project], name: str, work: Path | None) -> None
     from kiln import node as nodes
 
     nodes.stop(name, work or find().store / "nodes" / name)
+    click.echo(f"{name} is gone")
 
 
 @main.group(cls=Commands)
