@@ -62,8 +62,16 @@ def test_apt_asks_the_distributions_own_archive(host: Host) -> None:
 
 
 def test_apt_asks_nobody_else(host: Host, spec: Any) -> None:
-    nvidia = ["nvidia-cuda.sources", "nvidia-cudnn.sources"] if spec["device"] == "gpu" else []
-    assert sorted(host.file("/etc/apt/sources.list.d").listdir()) == nvidia
+    folder = "/etc/apt/sources.list.d"
+    wanted = {}
+    for name, component in {"cuda": "cuda", "machine-learning": "cudnn"}.items():
+        if spec["device"] == "gpu":
+            settings = spec["components"][component]["settings"]
+            address = f"{settings['scheme']}://{settings['host']}{settings['path']}"
+            wanted[f"nvidia-{name}.sources"] = ["yes" if settings["enabled"] else "no", address]
+    lines = {name: host.file(f"{folder}/{name}").content_string for name in host.file(folder).listdir()}
+    fields = {name: dict(line.partition(": ")[::2] for line in text.splitlines()) for name, text in lines.items()}
+    assert {name: [entry.get("Enabled"), entry.get("URIs")] for name, entry in fields.items()} == wanted
 
 
 def test_no_proxy_and_no_index_of_the_build_is_configured(host: Host) -> None:
