@@ -32,12 +32,12 @@ lint: setup ## Run the linters alone
 
 .PHONY: test
 test: setup ## Bake the current release and run the tests
-	@$(KILN) bake
+	@$(KILN) bake --inputs
 	@$(PYTEST) -m "not long"
 
 .PHONY: test-all
 test-all: setup ## Bake both releases and run every test, the long ones too
-	@$(KILN) bake --release all
+	@$(KILN) bake --release all --inputs
 	@$(PYTEST)
 
 .PHONY: mutate

@@ -30,7 +30,7 @@ TASKS = """
 - name: Begin
   ansible.builtin.copy: {{content: begun, dest: /etc/{name}-begun, mode: "0644"}}
 - name: Work
-  ansible.builtin.command: sleep 2
+  ansible.builtin.command: sleep {{{{ lookup('ansible.builtin.env', 'WORK_S') }}}}
   changed_when: true
 - name: Be whole
   ansible.builtin.copy: {{content: whole, dest: {whole}, mode: "0644"}}
@@ -45,13 +45,15 @@ class Tiny:
     store: Store
     rows: tuple[Row, ...]
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, *, work_s: float) -> subprocess.Popen[str]:
+        """Starts a bake whose tasks called Work take that long; what it bakes is the same."""
         script = Path(__file__).with_name("bake_project.py")
         return subprocess.Popen(
             # A shell's background jobs ignore SIGINT, and so would a test started from one.
             [
                 "env",
                 "--default-signal=INT",
+                f"WORK_S={work_s}",
                 sys.executable,
                 str(script),
                 str(self.project.root),
@@ -147,7 +149,7 @@ def own_containers(store: Store) -> list[str]:
 
 def assert_continues(tiny: Tiny, before: list[str]) -> None:
     """The next run succeeds, bakes only what was missing, and leaves nothing behind."""
-    process = tiny.start()
+    process = tiny.start(work_s=0)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert (output == "") == (before == [])
@@ -170,7 +172,7 @@ def assert_clean(tiny: Tiny) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 @pytest.mark.parametrize("who", ["kiln", "packer", "ansible"])
 def test_killed_while_baking(tiny: Tiny, who: str, number: signal.Signals) -> None:
-    process = tiny.start()
+    process = tiny.start(work_s=2)
     chance = random.SystemRandom()
     stage, task = chance.choice([("first", "Work"), ("second", "Begin"), ("second", "Be whole")])
     delay = chance.uniform(0, 1.5)
@@ -196,9 +198,11 @@ def test_killed_while_baking(tiny: Tiny, who: str, number: signal.Signals) -> No
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_signal_ends_in_one_line_and_seconds(tiny: Tiny, number: signal.Signals) -> None:
-    process = tiny.start()
+    started = time.monotonic()
+    process = tiny.start(work_s=60)
     follow(process, "first", "Work")
     sent = time.monotonic()
+    assert sent - started < 60, "the task was shown when it ended, not when it began"
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -210,7 +214,7 @@ def test_signal_ends_in_one_line_and_seconds(tiny: Tiny, number: signal.Signals)
 
 
 def test_killed_for_good_is_cleaned_up_by_the_next_run(tiny: Tiny) -> None:
-    process = tiny.start()
+    process = tiny.start(work_s=60)
     follow(process, "first", "Work")
     packer = victim("packer", process, tiny.store)
     process.kill()
@@ -222,7 +226,7 @@ def test_killed_for_good_is_cleaned_up_by_the_next_run(tiny: Tiny) -> None:
 
 def test_engine_drops_the_container(tiny: Tiny) -> None:
     """What a restart of the engine does to a bake: the container dies, the connection to it breaks."""
-    process = tiny.start()
+    process = tiny.start(work_s=60)
     follow(process, "first", "Work")
     (container,) = own_containers(tiny.store)
     subprocess.run(["docker", "kill", container], check=True, stdout=subprocess.DEVNULL)
@@ -296,7 +300,7 @@ def test_engine_restarts_while_baking(
     second_engine.load(tiny.plan().stages[0].reference)
     monkeypatch.setenv("DOCKER_HOST", second_engine.host)
     assert tiny.missing() == ["first", "maker", "second", "last"]
-    process = tiny.start()
+    process = tiny.start(work_s=60)
     follow(process, "first", "Work")
     second_engine.stop(number)
     _, errors = process.communicate(timeout=60)
@@ -310,7 +314,7 @@ def test_engine_restarts_while_baking(
 
 def test_paused_container_of_a_dead_run_goes(tiny: Tiny) -> None:
     """A commit that died once left its container paused, which the engine refuses to remove."""
-    process = tiny.start()
+    process = tiny.start(work_s=60)
     follow(process, "first", "Work")
     (container,) = own_containers(tiny.store)
     packer = victim("packer", process, tiny.store)
@@ -324,7 +328,7 @@ def test_paused_container_of_a_dead_run_goes(tiny: Tiny) -> None:
 
 def test_untagged_stage_image_goes(tiny: Tiny) -> None:
     """An image that lost its name is no stage and goes; one that a container still uses is no obstacle."""
-    with tiny.start() as process:
+    with tiny.start(work_s=0) as process:
         process.communicate(timeout=120)
     last = next(stage for stage in tiny.plan().stages if stage.name == "last")
     made = [lost_image(last.reference) for _ in range(2)]

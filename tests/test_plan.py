@@ -172,6 +172,17 @@ def test_a_cached_image_needs_nothing_else(project: Project) -> None:
     assert "nothing to build" in as_text(plan)
 
 
+def test_inputs_of_a_cached_image_are_wanted_when_asked_for(project: Project) -> None:
+    whole = make_plan(project)
+    present = frozenset(stage.digest for stage in whole.stages if stage.kind != "build")
+    planner = Planner(project, Store.of(project), Matrix(project, "registry"))
+    made = planner.plan(ALL, present, inputs=True)
+    read = {digest for stage in made.chained for _, digest in stage.products}
+    assert {stage.digest for stage in made.missing if stage.kind == "build"} >= read
+    assert {stage.state for stage in made.finals} == {"cached"}
+    assert not [stage.name for stage in made.missing if stage.kind != "build"]
+
+
 def test_a_cached_parent_is_where_the_build_goes_on(project: Project) -> None:
     stages = {stage.name: stage for stage in make_plan(project, [("1.2", "cpu")]).stages}
     plan = make_plan(project, [("1.2", "cpu")], frozenset({stages["keras"].digest}))

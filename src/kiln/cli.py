@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,20 @@ DEFAULT_CHANNEL = "registry"
 
 class Commands(click.Group):
     """A group whose every failure a user can cause is one sentence and exit code 2, never a traceback."""
+
+    lazy: Mapping[str, str] = {}
+    """Name of a subcommand to ``module:attribute``, imported only when it is wanted: a plan must not pay for them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self.lazy})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.lazy:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = self.lazy[cmd_name].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -80,8 +95,12 @@ def make_plan(
     channel: str,
     *,
     assume_empty: bool = False,
+    inputs: bool = False,
 ) -> Plan:
-    """The plan for the chosen images, against what the engine and the store hold, or as if they held nothing."""
+    """The plan for the chosen images, against what the engine and the store hold, or as if they held nothing.
+
+    With ``inputs`` the products that their roles read are wanted too.
+    """
     from kiln.engine import cached_stages
     from kiln.host_python import can_pack
     from kiln.matrix import Matrix
@@ -102,7 +121,8 @@ def make_plan(
                     fix=f"choose one of {', '.join(known)}",
                 )
         wanted += [(release, image) for image in images or known]
-    return Planner(project, store, matrix).plan(wanted, frozenset() if assume_empty else frozenset(cached_stages()))
+    present = frozenset() if assume_empty else frozenset(cached_stages())
+    return Planner(project, store, matrix).plan(wanted, present, inputs=inputs)
 
 
 @main.command()
@@ -121,16 +141,19 @@ def plan(find: Callable[[], Project], releases: Any, images: Any, channel: str, 
 @selection
 @click.option("--jobs", type=click.IntRange(1, 64), default=os.cpu_count() or 1, show_default="cores")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as JSON lines.")
+@click.option("--inputs", is_flag=True, help="Also get what the images' roles read, to run them again.")
 @click.pass_obj
-def bake(find: Callable[[], Project], releases: Any, images: Any, channel: str, jobs: int, as_json: bool) -> None:
+def bake(
+    find: Callable[[], Project], releases: Any, images: Any, channel: str, jobs: int, as_json: bool, inputs: bool
+) -> None:
     """Build what the plan says is missing."""
     from kiln.engine import stage_tags
 
     project = find()
-    made = make_plan(project, releases, images, channel)
+    made = make_plan(project, releases, images, channel, inputs=inputs)
     tags = stage_tags()
-    if made.missing or any(stage.tag not in tags[stage.digest] for stage in made.finals):
-        made = _bake(project, made, releases, images, channel, jobs=jobs, as_json=as_json)
+    if made.missing or inputs or any(stage.tag not in tags[stage.digest] for stage in made.finals):
+        made = _bake(project, made, releases, images, channel, jobs=jobs, as_json=as_json, inputs=inputs)
     if not as_json:
         click.echo("\n".join(f"{stage.tag}  {stage.digest[:12]}" for stage in made.finals))
 
@@ -144,6 +167,7 @@ def _bake(
     *,
     jobs: int,
     as_json: bool,
+    inputs: bool = False,
 ) -> Plan:
     """Fetches and builds what ``made`` lacks; returns the plan that was baked."""
     from kiln import bake as baking
@@ -152,14 +176,15 @@ def _bake(
     from kiln.store import Store
 
     store = Store.of(project)
-    if made.missing:
+    if made.missing or inputs:
         # What is locked at its first fetch changes digests: fetch, then plan again.
-        fetch(made.artifacts, store)
+        read_again = [artifact for stage in made.chained for _, artifact in stage.artifacts] if inputs else []
+        fetch(dict.fromkeys([*made.artifacts, *read_again]), store)
         root = made.stages[0]
         base = bootstrap.Base.of(root.variables)
         tarball = store.lookup(root.artifacts[0][1]) if base.kind == "tarball" else None
         bootstrap.lock_index(store, base, tarball=tarball)
-        made = make_plan(project, releases, images, channel)
+        made = make_plan(project, releases, images, channel, inputs=inputs)
     baking.bake(made, project, store, reporter=progress.choose_reporter(as_json=as_json), jobs=jobs)
     return made
 
@@ -302,7 +327,10 @@ def node_start(find: Callable[[], Project], image: str, name: str, channel: str,
 
     project = find()
     release, _, only = image.rpartition("/")
-    made = make_plan(project, (release,) if release else (), (only,), channel)
+    chosen = ((release,) if release else (), (only,), channel)
+    made = make_plan(project, *chosen, inputs=True)
+    if made.finals[0].state == "cached":
+        made = _bake(project, made, *chosen, jobs=os.cpu_count() or 1, as_json=False, inputs=True)
     (named,) = made.finals[0].images
     place = work or project.store / "nodes" / name
     spec = Matrix(project, channel).resolve(*named.split("/"))

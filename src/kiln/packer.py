@@ -20,6 +20,9 @@ from packerpy import PackerExecutable
 TERM_S = 15
 """How long Packer may take to remove its container and its keys after SIGTERM; 0.4 s on an idle machine."""
 
+POLL_S = 0.25
+"""How often a run's progress is looked at."""
+
 _PLUGINS_SINCE = Version("1.7")
 
 
@@ -81,14 +84,17 @@ class Packer(PackerExecutable):
         environment: Mapping[str, str],
         folder: Path,
         log: TextIO,
-        said: Callable[[], None] = lambda: None,
+        polled: Callable[[], None] = lambda: None,
     ) -> None:
-        """Runs in ``folder``, where a crash log ends; ``log`` gets the plain output, and ``said`` follows each line."""
+        """Runs in ``folder``, where a crash log ends; ``log`` gets the plain output.
+
+        ``polled`` is called every POLL_S: Ansible prints a task's name only with its result, which may take minutes.
+        """
         super().__init__(executable_path=str(executable), machine_readable=True)
         self.environment = dict(environment)
         self.folder = folder
         self.log = log
-        self.said = said
+        self.polled = polled
         self.errors: list[str] = []
         """What Packer itself called an error, oldest first."""
         self._process: subprocess.Popen[str] | None = None
@@ -118,7 +124,7 @@ class Packer(PackerExecutable):
         reader = threading.Thread(target=self._read, args=(process, output))
         reader.start()
         try:
-            code = process.wait()
+            code = self._await(process)
         finally:
             # Packer may have died and left Ansible behind, which holds the pipe open.
             self._kill(signal.SIGKILL)
@@ -134,7 +140,14 @@ class Packer(PackerExecutable):
                 output.append(text)
                 self.log.write(text + "\n")
             self.log.flush()
-            self.said()
+
+    def _await(self, process: subprocess.Popen[str]) -> int:
+        while True:
+            self.polled()
+            try:
+                return process.wait(POLL_S)
+            except subprocess.TimeoutExpired:
+                continue
 
     def cancel(self) -> None:
         """Ends the run from any thread: SIGTERM to the whole group, SIGKILL to what is left of it after TERM_S."""

@@ -93,6 +93,17 @@ class Plan:
         return tuple(stage for stage in self.stages if stage.tag)
 
     @property
+    def chained(self) -> tuple[Stage, ...]:
+        """The stages of the finished images themselves, build stages left out."""
+        found: dict[str, Stage] = {}
+        for final in self.finals:
+            stage: Stage | None = final
+            while stage and stage.digest not in found:
+                found[stage.digest] = stage
+                stage = self.by_digest.get(stage.parent or "")
+        return tuple(found.values())
+
+    @property
     def artifacts(self) -> tuple[Artifact, ...]:
         """Every artifact that a missing stage needs, each once."""
         return tuple(dict.fromkeys(artifact for stage in self.missing for _, artifact in stage.artifacts))
@@ -123,11 +134,14 @@ class Planner:
         self._files: dict[str, dict[str, str]] = {}
         self._stages: dict[str, Stage] = {}
 
-    def plan(self, images: Iterable[tuple[str, str]], present: frozenset[str]) -> Plan:
-        """The plan for ``images`` (release, image); ``present`` holds the digests of the stage images in the engine."""
+    def plan(self, images: Iterable[tuple[str, str]], present: frozenset[str], *, inputs: bool = False) -> Plan:
+        """The plan for ``images`` (release, image); ``present`` holds the digests of the stage images in the engine.
+
+        With ``inputs`` the products that their roles read are wanted too, finished images or not.
+        """
         for release, image in images:
             self._add_image(self.matrix.resolve(release, image))
-        return self._states(present)
+        return self._states(present, inputs=inputs)
 
     def _add_image(self, spec: ImageSpec) -> None:
         name = f"{spec.release}/{spec.image}"
@@ -261,9 +275,12 @@ class Planner:
             or f"not fetched yet: {artifact.origin} {artifact.path}"
         )
 
-    def _states(self, present: frozenset[str]) -> Plan:
+    def _states(self, present: frozenset[str], *, inputs: bool) -> Plan:
         """Walks back from the finished images: what they need and lack is missing, the rest of the graph unneeded."""
         wanted = [stage.digest for stage in self._stages.values() if stage.tag]
+        if inputs:
+            chained = Plan(tuple(self._stages.values())).chained
+            wanted += [digest for stage in chained for _, digest in stage.products]
         states: dict[str, State] = {}
         while wanted:
             digest = wanted.pop()

@@ -88,14 +88,14 @@ class Supplies:
         """The artifact's file in the store."""
         path = self.store.lookup(artifact)
         if path is None:
-            raise KilnError("is not in the store", where=artifact.file, fix="run kiln artifacts fetch")
+            raise KilnError("is not in the store", where=artifact.file, fix="run kiln bake --inputs")
         return path
 
     def product(self, name: str, digest: str) -> Path:
         """What a build stage made."""
         path = self.store.product(digest)
         if path is None:
-            raise KilnError(f"the product of stage {name} is not in the store", fix="run it again to bake that stage")
+            raise KilnError(f"the product of stage {name} is not in the store", fix="run kiln bake --inputs")
         return path
 
     @contextmanager

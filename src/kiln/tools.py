@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import uuid
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def packer_version(store: Store) -> str:
     if found is None:
         raise KilnError("does not say its version", where=str(packer), fix="install Packer 1.6.6 or newer")
     cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
+    temporary = cache.with_name(f".{cache.name}.{uuid.uuid4().hex}")
     temporary.write_text(json.dumps({"binary": identity, "version": found[1]}), encoding="utf-8")
     temporary.replace(cache)
     return found[1]
