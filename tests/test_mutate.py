@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import os
 import re
+import subprocess
+import sys
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,7 +89,23 @@ def test_a_sample_of_mutations_is_caught(image: str, count: int) -> None:
     outcomes = mutate(PROJECT, f"deeplearning:{RELEASE}-{image}", chosen, jobs=JOBS)
     assert [f"{outcome.mutation.name}: {outcome.said}" for outcome in outcomes if not outcome.caught] == []
     assert len(outcomes) == count
-    assert Engine().containers("kiln-mutate-") == []
+
+
+@pytest.mark.engine
+def test_what_a_dead_run_left_goes_with_the_next() -> None:
+    image = f"deeplearning:{RELEASE}-cpu"
+    left = f"kiln-left-{uuid.uuid4().hex}"
+    code = "import os, sys; from kiln.engine import Engine; Engine().run_idle(*sys.argv[1:]); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code, image, left], check=False).returncode == -9
+    assert Engine().containers(left)
+    mine = f"kiln-mine-{uuid.uuid4().hex}"
+    Engine().run_idle(image, mine)
+    try:
+        mutate(PROJECT, image, [Mutation("harmless", "true", "root_has_no_password")], jobs=1)
+        assert [len(Engine().containers(name)) for name in (left, mine)] == [0, 1]
+    finally:
+        for container in Engine().containers(mine):
+            Engine().remove_container(container)
 
 
 @pytest.mark.engine

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from kiln import owner
 from kiln.errors import KilnError
+from kiln.owner import OWNER_LABEL
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -221,10 +223,21 @@ class Engine:
         return dict(found["Config"]["Labels"] or {})
 
     def run_idle(self, reference: str, name: str) -> None:
-        """Starts a container of the image that does nothing."""
+        """Starts a container of the image that does nothing; removes those of processes that are dead."""
+        self.remove_orphans()
         with _told():
-            made = self._api.create_container(reference, command=["sleep", "infinity"], name=name, entrypoint="")
+            made = self._api.create_container(
+                reference, command=["sleep", "infinity"], name=name, entrypoint="", labels={OWNER_LABEL: owner.myself()}
+            )
             self._api.start(made["Id"])
+
+    def remove_orphans(self) -> None:
+        """Removes the containers of ``run_idle`` that stopped, or whose process is dead."""
+        with _told():
+            listed = self._api.containers(all=True, filters={"label": OWNER_LABEL})
+        for entry in listed:
+            if entry["State"] in ("exited", "dead") or owner.is_dead(entry["Labels"][OWNER_LABEL]):
+                self.remove_container(Container(entry["Id"], entry["Names"][0].lstrip("/")))
 
     def layers(self, reference: str) -> list[tuple[str, str, int]]:
         """An image's layers, lowest first: (content's digest, stage that made it, bytes unpacked)."""
