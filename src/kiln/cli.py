@@ -20,7 +20,9 @@ from kiln.project import Project, find_project
 
 if TYPE_CHECKING:
     from kiln.artifact import Artifact
+    from kiln.matrix import Matrix
     from kiln.plan import Plan
+    from kiln.store import Store
 
 DEFAULT_CHANNEL = "registry"
 
@@ -61,7 +63,15 @@ class Commands(click.Group):
             ctx.exit(130)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+class Main(Commands):
+    """``kiln`` itself."""
+
+    lazy = {
+        "data": "kiln.data_command:data",
+    }
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("kiln"), prog_name="kiln")
 @click.option("--root", type=click.Path(path_type=Path), help="The checkout to work on (default: the one around you).")
 @click.option("--store", type=click.Path(path_type=Path), help="Where downloads and products are kept.")
@@ -102,12 +112,22 @@ def make_plan(
     With ``inputs`` the products that their roles read are wanted too.
     """
     from kiln.engine import cached_stages
-    from kiln.host_python import can_pack
-    from kiln.matrix import Matrix
     from kiln.plan import Planner
     from kiln.store import Store
 
     store = Store.of(project)
+    matrix, wanted = _wanted(project, store, releases, images, channel)
+    present = frozenset() if assume_empty else frozenset(cached_stages())
+    return Planner(project, store, matrix).plan(wanted, present, inputs=inputs)
+
+
+def _wanted(
+    project: Project, store: Store, releases: tuple[str, ...], images: tuple[str, ...], channel: str
+) -> tuple[Matrix, list[tuple[str, str]]]:
+    """The matrix, and the chosen images of it as (release, image)."""
+    from kiln.host_python import can_pack
+    from kiln.matrix import Matrix
+
     matrix = Matrix(project, channel, lambda version: can_pack(version, store))
     wanted = []
     every = matrix.releases()
@@ -121,8 +141,7 @@ def make_plan(
                     fix=f"choose one of {', '.join(known)}",
                 )
         wanted += [(release, image) for image in images or known]
-    present = frozenset() if assume_empty else frozenset(cached_stages())
-    return Planner(project, store, matrix).plan(wanted, present, inputs=inputs)
+    return matrix, wanted
 
 
 @main.command()
