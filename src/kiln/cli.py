@@ -68,6 +68,7 @@ class Main(Commands):
 
     lazy = {
         "data": "kiln.data_command:data",
+        "elf": "kiln.elf_command:elf",
     }
 
 
@@ -192,6 +193,7 @@ def _bake(
     from kiln import bake as baking
     from kiln import bootstrap, progress
     from kiln.artifacts import fetch
+    from kiln.elf_wheels import check_wheels
     from kiln.store import Store
 
     store = Store.of(project)
@@ -204,6 +206,9 @@ def _bake(
         tarball = store.lookup(root.artifacts[0][1]) if base.kind == "tarball" else None
         bootstrap.lock_index(store, base, tarball=tarball)
         made = make_plan(project, releases, images, channel, inputs=inputs)
+        matrix, wanted = _wanted(project, store, releases, images, channel)
+        for release, image in wanted:
+            check_wheels(matrix.resolve(release, image), matrix, store)
     baking.bake(made, project, store, reporter=progress.choose_reporter(as_json=as_json), jobs=jobs)
     return made
 
