@@ -90,7 +90,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(
 
 def test_the_registry_declares_what_it_substitutes(project: Project) -> None:
     spec = Matrix(project, "registry").resolve("1.2", "cuda91")
-    assert set(spec.substitutions) == {"base", "caffe", "cuda", "cudnn", "digits", "pytorch", "tensorflow"}
+    assert set(spec.substitutions) == {"agent", "base", "caffe", "cuda", "cudnn", "digits", "pytorch", "tensorflow"}
     assert spec.components["pytorch"].version == spec.row.pytorch
     assert spec.components["pytorch"].installed != spec.row.pytorch
     assert spec.components["keras"].verdict == "exact"

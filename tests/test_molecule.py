@@ -17,7 +17,9 @@ from kiln.project import find_project
 
 PROJECT = find_project(Path(__file__).resolve().parent.parent)
 BIN = Path(sys.executable).parent
-SCENARIOS = sorted(path.parent.name for path in (PROJECT.root / "molecule").glob("*/molecule.yml"))
+EVERY = {path.parent.name for path in (PROJECT.root / "molecule").glob("*/molecule.yml")}
+LIVES = sorted(name for name in EVERY if name.startswith("platform-"))
+SCENARIOS = sorted(EVERY - set(LIVES))
 
 
 def molecule(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -62,3 +64,16 @@ def test_the_scenario_changes_nothing_and_passes(scenario: str, tmp_path: Path) 
     assert int(told[1]) > 40
     assert re.search(r"\d+ substituted", output), "what is substituted was told as passed"
     assert Engine().containers("kiln-molecule-") == []
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("scenario", LIVES)
+def test_a_cluster_lives_its_life(scenario: str, tmp_path: Path) -> None:
+    run = molecule(tmp_path, "test", "-s", scenario)
+    output = re.sub(r"\x1b\[[0-9;]*m", "", run.stdout + run.stderr)
+    assert run.returncode == 0, output[-6000:]
+    told = re.search(r"(\d+) passed", output)
+    assert told, output[-3000:]
+    assert int(told[1]) > 60
+    assert ("skipped" in output) == (scenario == "platform-cpu"), "the CPU package alone has no monitor"

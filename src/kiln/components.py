@@ -58,6 +58,10 @@ class QsctlVersion(Strict, frozen=True):
     source: str
 
 
+class AgentVersion(Strict, frozen=True):
+    source: str
+
+
 class Library(Strict, frozen=True):
     """A shared library: ``name.so.file`` with SONAME ``name.so.soname``."""
 
@@ -103,6 +107,7 @@ COMPONENT_TYPES: dict[str, type[Strict]] = {
     "caffe": CaffeVersion,
     "mkl": MklVersion,
     "qsctl": QsctlVersion,
+    "agent": AgentVersion,
     "cuda": CudaVersion,
     "cudnn": CudnnVersion,
 }

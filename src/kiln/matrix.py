@@ -34,6 +34,7 @@ class Row(Strict, frozen=True):
     pytorch: str
     keras: str
     qsctl: str
+    agent: str
     cuda: str | None = None
     cudnn: str | None = None
     driver: str | None = None
@@ -53,6 +54,8 @@ class Release(Strict, frozen=True):
     source: str
     images: dict[str, Any]
     upgrades_from: list[str] = []
+    services: list[str] = []
+    """Services of its AppCenter package, by their names in images/appcenter.yml."""
     allow_default_password: bool = False
 
 

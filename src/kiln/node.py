@@ -76,10 +76,11 @@ def start(plan: Plan, spec: ImageSpec, store: Store, name: str, work: Path) -> N
     ]
     command = ["docker", "run", "--detach", "--name", name, "--hostname", "node", *SYSTEMD, *options, final.reference]
     _docker([*command, "/lib/systemd/systemd"], "cannot be started")
-    _await_boot(name)
+    await_boot(name)
 
 
-def _await_boot(name: str) -> None:
+def await_boot(name: str) -> None:
+    """Returns once the container's systemd has booted; raises KilnError when it does not."""
     ends = time.monotonic() + BOOT_S
     state = ""
     while time.monotonic() < ends:

@@ -1,0 +1,4 @@
+from pystache.common import PystacheError
+
+class KeyNotFoundError(PystacheError):
+    key: str

@@ -1,0 +1,187 @@
+"""What a package promises of a node: each promise kept on a sound node, and seen broken on a broken one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kiln.errors import KilnError
+from kiln.life import Life, Probes, Topology
+from kiln.package import Files, Packages
+from kiln.platform import LABEL, Cluster, Node, cluster, docker, remove_volumes
+from kiln.release_ids import ReleaseIds
+from stage_container import PROJECT
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+USER, HOME = "ubuntu", "/home/ubuntu"
+ACCESS, SECRET = "A" * 20, "s" * 40
+
+
+def package(name: str) -> Files:
+    ids = ReleaseIds(PROJECT.images / "release-ids.example.yml", PROJECT.root, "1.2", ("1.1",))
+    return Packages(PROJECT, ids).make(name)
+
+
+class Running:
+    """One node with a GPU image's package, started as the platform starts it, with keys for QingStor."""
+
+    def __init__(self, made: Cluster, probes: Probes) -> None:
+        self.made, self.probes = made, probes
+
+    @property
+    def node(self) -> Node:
+        return self.made.nodes[0]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    topology = Topology(package("cuda91-basic"), QingStor=True, access_key=ACCESS, secret_key=SECRET)
+    name = ""
+    try:
+        with cluster(topology.services, env=topology.env) as made:
+            name = made.name
+            node = made.boot(made.add("deeplearning:1.2-cuda91"))
+            made.publish()
+            made.await_configuration(node)
+            made.run(node, "init")
+            made.run(node, "start")
+            made.execute(node, "echo kept | tee /data/marker >/home/ubuntu/marker")
+            yield Running(made, Probes(topology, USER, HOME))
+    finally:
+        remove_volumes(name)
+
+
+Probe = Callable[[Running], str]
+
+PROBES: dict[str, Probe] = {
+    "volume": lambda r: r.probes.volume(r.node),
+    "names": lambda r: r.probes.names(r.made, r.node),
+    "forgotten": lambda r: r.probes.forgotten(r.made, Node(7, "none", "none", "i-7", "none")),
+    "ssh": lambda r: r.probes.ssh(r.made, r.node),
+    "monitor": lambda r: r.probes.monitor(r.node),
+    "healthy": lambda r: r.probes.healthy(r.made, r.node),
+    "revived": lambda r: r.probes.revived(r.made, r.node),
+    "unused": lambda r: r.probes.unused(r.node),
+    "kept": lambda r: r.probes.kept(r.node),
+    "keys": lambda r: r.probes.keys(r.node, ACCESS, SECRET, 0),
+    "secrets": lambda r: r.probes.secrets(r.node, [ACCESS, SECRET]),
+}
+
+MONITOR = "/opt/dl/gpu-monitor.py"
+CONFIG = f"{HOME}/.qingstor/config.yaml"
+
+BREAKS = [
+    ("volume", "chown root: /data", "chown ubuntu: /data", "wanted ubuntu's"),
+    (
+        "names",
+        "cp /etc/hosts /root/h; sed '/node1/s/^[0-9]*/9/' /root/h >/etc/hosts",
+        "cat /root/h >/etc/hosts",
+        "wanted {'node1'",
+    ),
+    ("forgotten", "cp /etc/hosts /root/h; echo 10.0.0.7 node7 >>/etc/hosts", "cat /root/h >/etc/hosts", "node7"),
+    ("ssh", "systemctl stop ssh", "systemctl start ssh", "port 22"),
+    ("monitor", f"cp {MONITOR} /root/m; echo 'import sys; sys.exit(1)' >{MONITOR}", f"cp /root/m {MONITOR}", "no JSON"),
+    ("monitor", f"cp {MONITOR} /root/m; echo 'print(\"{{}}\")' >{MONITOR}", f"cp /root/m {MONITOR}", "other keys"),
+    (
+        "monitor",
+        f"cp {MONITOR} /root/m; sed -i 's:^import errno:import time, errno; time.sleep(6):' {MONITOR}",
+        f"cp /root/m {MONITOR}",
+        "took",
+    ),
+    ("healthy", "systemctl stop ssh", "systemctl start ssh", "exit code 12"),
+    ("healthy", "mv /etc/deeplearning/node.conf /root", "mv /root/node.conf /etc/deeplearning", "exit code 14"),
+    ("revived", "systemctl mask --now ssh", "systemctl unmask ssh; systemctl start ssh", "the action ends with"),
+    ("unused", "sleep 60 >/data/open & echo $! >/root/pid", "kill $(cat /root/pid)", "still open"),
+    ("kept", "mv /data/marker /root", "mv /root/marker /data", "the markers say"),
+    ("keys", f"chmod 644 {CONFIG}", f"chmod 600 {CONFIG}", "ubuntu 644"),
+    ("keys", f"chown root {CONFIG}", f"chown ubuntu {CONFIG}", "root 600"),
+    ("keys", f"sed -i s/ss/tt/ {CONFIG}", f"sed -i s/tt/ss/ {CONFIG}", "other keys"),
+    ("secrets", f"echo {SECRET} >/var/log/confd.out", "rm /var/log/confd.out", "/var/log/confd.out"),
+    ("secrets", f"cp {CONFIG} /data/copy", "rm /data/copy", "/data/copy"),
+    ("secrets", f"echo {ACCESS} >/run/leak", "rm /run/leak", "/run/leak"),
+    ("secrets", f"echo {ACCESS} >/opt/leak", "rm /opt/leak", "/opt/leak"),
+    (
+        "secrets",
+        f"KEY={ACCESS} sleep 60 & echo $! >/root/pid; sleep 0.2",
+        "kill $(cat /root/pid)",
+        "/environ",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_sound_node_keeps_every_promise(running: Running, name: str) -> None:
+    assert PROBES[name](running) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "mended", "says"), BREAKS, ids=[f"{row[0]}: {row[1][:30]}" for row in BREAKS]
+)
+def test_a_broken_promise_is_seen(
+    running: Running, monkeypatch: pytest.MonkeyPatch, name: str, broken: str, mended: str, says: str
+) -> None:
+    monkeypatch.setattr("kiln.life.WAIT_S", 1.0)
+    running.made.execute(running.node, f"({broken}) >/dev/null 2>&1")
+    try:
+        said = PROBES[name](running)
+    finally:
+        running.made.execute(running.node, mended)
+    assert said
+    assert says in said
+    assert SECRET not in said, "a finding must not print the keys"
+
+
+def test_an_unhealthy_node_that_is_healthy_is_told(running: Running) -> None:
+    assert running.probes.unhealthy(running.made, running.node) == "the health check says that it is healthy"
+
+
+def test_keys_in_the_package_are_seen(running: Running) -> None:
+    files = package("cpu")
+    assert running.probes.in_package(files, [SECRET]) == ""
+    assert "config.json" in running.probes.in_package({**files, "config.json": SECRET}, [SECRET])
+
+
+def test_what_is_left_is_told(running: Running) -> None:
+    assert running.made.name in running.probes.left(running.made.name)
+
+
+def test_a_step_that_fails_ends_the_life_and_leaves_nothing() -> None:
+    def break_init(step: str, made: Cluster) -> None:
+        made.services["init"] = type(made.services["init"])("init", "false")
+
+    life = Life("deeplearning:1.2-cpu", package("cpu"), USER, HOME, before_step=break_init)
+    checks = life.run()
+    assert life.exit_code == 1
+    assert checks[0].verdict == "failed"
+    assert "init ended with code 1" in checks[0].said
+    assert checks[-1].what == "everything is gone"
+    assert checks[-1].verdict == "passed"
+    assert len(checks) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--package=gpu"], "there is no package gpu"),
+        (["--release=9.9"], "release '9.9' does not exist"),
+        (["--ids=/nowhere.yml"], "/nowhere.yml"),
+    ],
+)
+def test_bad_input_is_one_sentence(words: list[str], says: str) -> None:
+    kiln = str(Path(sys.executable).with_name("kiln"))
+    run = subprocess.run([kiln, "simulate", *words], capture_output=True, text=True, check=False, cwd=PROJECT.root)
+    assert run.returncode == 2
+    assert says in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_service_that_no_package_has_does_nothing(running: Running) -> None:
+    running.made.run(running.node, "scale_out")
+    with pytest.raises(KilnError):
+        running.made.execute(running.node, "false")
+    assert docker("ps", "--quiet", f"--filter=label={LABEL}={running.made.name}")
