@@ -44,6 +44,11 @@ test-all: setup ## Bake both releases and run every test, the long ones too
 mutate: setup ## Break an image (IMAGE, default cpu) in every known way and show which check finds it
 	@$(KILN) mutate $(addsuffix /,$(RELEASE))$(or $(IMAGE),cpu)
 
+.PHONY: upgrade
+upgrade: setup ## Rehearse the upgrade of an image (IMAGE, default cpu) to the newest release, /data compared
+	@$(KILN) bake --release all --image $(or $(IMAGE),cpu)
+	@$(KILN) upgrade --image $(or $(IMAGE),cpu)
+
 .PHONY: clean
 clean: setup ## Remove images, stages and products that the tables no longer lead to
 	@$(KILN) gc

@@ -69,6 +69,9 @@ class Main(Commands):
     lazy = {
         "data": "kiln.data_command:data",
         "elf": "kiln.elf_command:elf",
+        "package": "kiln.package_command:package",
+        "simulate": "kiln.simulate_command:simulate",
+        "upgrade": "kiln.upgrade_command:upgrade",
     }
 
 

@@ -1,0 +1,376 @@
+"""Rehearses an upgrade on the simulated platform, in the platform's own order, and proves that /data is kept whole.
+
+Create the cluster on the old release with data volumes, fill them, stop; new root disks, the same volumes; boot,
+configuration, ``upgrade``, ``start``; check. Where a step after the stop fails, the way back is walked and proven too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from kiln.errors import KilnError
+from kiln.losses import LossReport, find_losses
+from kiln.matrix import Matrix
+from kiln.node_tools import data_manifest, rehearsal_data
+from kiln.platform import Cluster, Node, Service, cluster, docker, remove_volumes
+from kiln.project import Project
+from kiln.store import Store
+from kiln.tables import read_table
+
+Verdict = Literal["kept", "changed", "rolled back", "failed"]
+
+PYTHON = "/usr/bin/python3"
+
+EXPECTED = {("uid", "."), ("gid", ".")}
+"""(field, path) that ``upgrade`` changes on purpose: releases before 1.2 left the volume's top folder to root."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the rehearsal."""
+
+    name: str
+    seconds: float
+    error: str = ""
+
+
+@dataclass
+class Report:
+    """What a rehearsal found."""
+
+    image: str
+    old: str
+    new: str
+    nodes: int
+    begun: str
+    """UTC, ISO 8601."""
+    verdict: Verdict = "failed"
+    steps: list[Step] = field(default_factory=list)
+    entries: int = 0
+    """Entries of the manifests of all volumes."""
+    sha256: list[str] = field(default_factory=list)
+    """Of each volume's manifest before the upgrade."""
+    differences: list[str] = field(default_factory=list)
+    """What differs in /data that should not, a sentence each."""
+    given: list[str] = field(default_factory=list)
+    """What differs on purpose."""
+    losses: list[dict[str, Any]] = field(default_factory=list)
+    """The loss report of each node."""
+    changes: list[dict[str, str]] = field(default_factory=list)
+    """component, old version, new version; of the images' own manifests."""
+    removed: list[str] = field(default_factory=list)
+    """Paths a user may know that the new image has no more."""
+    environments: list[dict[str, str]] = field(default_factory=list)
+    """Interpreters below /data, virtualenvs' and others, and what they say on the new image."""
+    volumes: list[str] = field(default_factory=list)
+    """Data volumes that were kept in the engine."""
+
+    @property
+    def exit_code(self) -> int:
+        """0: upgraded and all data kept; 1: anything else."""
+        return 0 if self.verdict == "kept" else 1
+
+
+@dataclass
+class Rehearsal:
+    """One rehearsal of one image."""
+
+    project: Project
+    store: Store
+    image: str
+    old: str
+    new: str
+    nodes: int = 1
+    files: int = 1000
+    """Small files on each volume, besides the odd ones."""
+    keep_volumes: bool = False
+    told: Callable[[str], None] = lambda line: None
+    before_step: Callable[[str, Cluster], None] = lambda step, made: None
+    """Called before each step with its name: where tests break things."""
+
+    def __post_init__(self) -> None:
+        self._refuse_impossible()
+        self._begun = time.monotonic()
+        now = datetime.now(UTC)
+        self.report = Report(self.image, self.old, self.new, self.nodes, now.isoformat(timespec="seconds"))
+        self.folder = self.store.root / "rehearsals" / f"{now:%Y%m%dT%H%M%SZ}-{self.image}-{os.getpid()}"
+
+    # What can be refused before anything begins
+
+    def _refuse_impossible(self) -> None:
+        accepted = self._release(self.new).get("upgrades_from", [])
+        if self.old not in accepted:
+            raise KilnError(
+                f"release {self.new} accepts no upgrade from {self.old}",
+                where=f"images/releases/{self.new}.yml",
+                fix=f"upgrade from {' or '.join(accepted)}" if accepted else "list the release under upgrades_from",
+            )
+        matrix = Matrix(self.project, "registry")
+        for release in (self.old, self.new):
+            if self.image not in matrix.images(release):
+                raise KilnError(
+                    f"image {self.image!r} is not in release {release}",
+                    where=f"images/releases/{release}.yml",
+                    fix=f"choose one of {', '.join(matrix.images(release))}",
+                )
+            if not docker("image", "inspect", "--format", "{{.Id}}", self._reference(release), check=False):
+                raise KilnError(f"{self._reference(release)} is not baked", fix=f"run make images RELEASE={release}")
+
+    def _release(self, name: str) -> dict[str, Any]:
+        path = self.project.images / "releases" / f"{name}.yml"
+        if not path.is_file():
+            known = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.yml")))
+            raise KilnError(f"release {name} does not exist", where="images/releases", fix=f"choose one of {known}")
+        data: dict[str, Any] = read_table(path, self.project.root).data
+        return data
+
+    def _reference(self, release: str) -> str:
+        return f"deeplearning:{release}-{self.image}"
+
+    def _services(self, release: str) -> dict[str, Service]:
+        """What the release's package runs on a node."""
+        path = self.project.images / "appcenter.yml"
+        known = read_table(path, self.project.root).data["services"]
+        names = self._release(release)["services"]
+        return {name: Service(name, known[name]["cmd"], int(known[name]["timeout"])) for name in names}
+
+    # The rehearsal
+
+    def run(self) -> Report:
+        """Rehearses; the report is in ``folder`` whatever happened. Volumes go unless they must be looked at."""
+        self.folder.mkdir(parents=True)
+        name = ""
+        try:
+            with cluster(self._services(self.old)) as made:
+                name = made.name
+                self._rehearse(made)
+        finally:
+            clean = self.report.verdict in ("kept", "rolled back") and not self.keep_volumes
+            if clean and sys.exc_info()[0] is None:
+                remove_volumes(name)
+            elif name:
+                volumes = docker("volume", "ls", "--quiet", f"--filter=name={name}-", check=False)
+                self.report.volumes = volumes.split()
+                self.told(f"volumes kept: {' '.join(self.report.volumes) or 'none'}")
+            self._write()
+        return self.report
+
+    def _rehearse(self, made: Cluster) -> None:
+        old, new = self._reference(self.old), self._reference(self.new)
+        with self._step("create", made):
+            for _ in range(self.nodes):
+                made.boot(made.add(old))
+            self._configure(made, "init", "start")
+        with self._step("fill", made):
+            for node in made.nodes:
+                self._fill(made, node)
+        with self._step("preflight", made):
+            for node in made.nodes:
+                self.report.losses.append(self._losses(node).as_data())
+        with self._step("stop", made):
+            self._run_all(made, "stop")
+        with self._step("manifest before", made):
+            for node in made.nodes:
+                self._manifest(node, "before")
+        with self._step("power off", made):
+            for node in made.nodes:
+                made.power_off(node)
+        try:
+            self._upgrade(made, new)
+        except KilnError:
+            self._go_back(made, old)
+            return
+        self.report.verdict = "changed" if self.report.differences else "kept"
+
+    def _upgrade(self, made: Cluster, new: str) -> None:
+        made.services = self._services(self.new)
+        with self._step("new root disks", made):
+            for node in list(made.nodes):
+                made.boot(made.replace_root(node, new))
+        with self._step("configuration", made):
+            audit = {"from_app_version": self.old, "to_app_version": self.new}
+            self._publish(made, upgrade_audit=audit)
+        with self._step("upgrade", made):
+            self._run_all(made, "upgrade")
+        with self._step("start", made):
+            self._run_all(made, "start")
+        with self._step("manifest after", made):
+            for node in made.nodes:
+                self._manifest(node, "after")
+                self._compare(node, "after")
+        with self._step("check", made):
+            for node in made.nodes:
+                self._check(made, node)
+        with self._step("what changed", made):
+            self._what_changed(made)
+
+    def _go_back(self, made: Cluster, old: str) -> None:
+        """The platform's way back: the old image, the same volumes, configuration, start."""
+        made.services = self._services(self.old)
+        self.told("going back")
+        with self._step("old root disks", made):
+            for node in list(made.nodes):
+                made.power_off(node)
+                made.boot(made.replace_root(node, old))
+            self._configure(made, "start")
+        with self._step("manifest after going back", made):
+            for node in made.nodes:
+                self._manifest(node, "back")
+                self._compare(node, "back")
+        self.report.verdict = "changed" if self.report.differences else "rolled back"
+
+    # Its parts
+
+    @contextmanager
+    def _step(self, name: str, made: Cluster) -> Iterator[None]:
+        begun = time.monotonic()
+        error = "interrupted"
+        try:
+            self.before_step(name, made)
+            yield
+            error = ""
+        except KilnError as wrong:
+            error = str(wrong)
+            raise
+        finally:
+            seconds = round(time.monotonic() - begun, 1)
+            self.report.steps.append(Step(name, seconds, error))
+            whole = time.monotonic() - self._begun
+            minutes, rest = divmod(int(whole), 60)
+            self.told(f"[{minutes:3}:{rest:02}] {name}: {error or 'done'} ({seconds:.1f} s)")
+
+    def _run_all(self, made: Cluster, service: str) -> None:
+        for node in list(made.nodes):
+            made.run(node, service)
+
+    def _publish(self, made: Cluster, **more: dict[str, str]) -> None:
+        made.publish(**more)
+        for node in made.nodes:
+            made.await_configuration(node)
+
+    def _configure(self, made: Cluster, *services: str) -> None:
+        self._publish(made)
+        for service in services:
+            self._run_all(made, service)
+
+    def _fill(self, made: Cluster, node: Node) -> None:
+        with Path(rehearsal_data.__file__).open("rb") as program:
+            command = ["docker", "exec", "--interactive", node.container, PYTHON, "-", "/data", str(self.files)]
+            done = subprocess.run(command, stdin=program, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise KilnError("the volume could not be filled", where=node.name, fix=done.stderr.strip()[-200:])
+        workspaces = self._node_table()["workspaces"]["path"]
+        # As users make them: from the interpreter of a workspace, beside their data.
+        script = f"""
+            for name in py2 py3; do
+              python=$(readlink -f {workspaces}/$name/bin/python)
+              install -d -o ubuntu -g ubuntu /data/environments/$name/bin
+              ln -s "$python" /data/environments/$name/bin/python
+            done
+            install -d -o ubuntu -g ubuntu ~ubuntu/experiments
+            su ubuntu -c 'echo "learning rate 0.01" > ~/experiments/notes.txt'
+        """
+        made.execute(node, script)
+
+    def _node_table(self) -> dict[str, Any]:
+        data: dict[str, Any] = read_table(self.project.images / "node.yml", self.project.root).data
+        return data
+
+    def _losses(self, node: Node) -> LossReport:
+        path = self._node_table()["workspaces"]["path"]
+        pythons = read_table(self.project.images / "components" / "python.yml", self.project.root).data["versions"]
+        workspaces = [f"{path}/{row['workspace']}" for row in pythons.values()]
+        return find_losses(node.container, node.image, self.store, release=self.old, workspaces=workspaces)
+
+    def _place(self, node: Node, when: str) -> Path:
+        return self.folder / f"{node.name}-{when}.manifest"
+
+    def _manifest(self, node: Node, when: str) -> None:
+        command = ["docker", "exec", "--interactive", node.container, PYTHON, "-", "make", "/data"]
+        path = self._place(node, when)
+        with Path(data_manifest.__file__).open("rb") as program, path.open("wb") as output:
+            done = subprocess.run(command, stdin=program, stdout=output, stderr=subprocess.PIPE, check=False)
+        if done.returncode:
+            said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no word"]
+            raise KilnError(f"no manifest of /data ({said[0]})", where=node.name, fix="look at the volume")
+        if when == "before":
+            last = json.loads(path.read_bytes().splitlines()[-1])
+            self.report.entries += int(last["entries"])
+            self.report.sha256.append(str(last["sha256"]))
+
+    def _compare(self, node: Node, when: str) -> None:
+        before = data_manifest.Manifest(str(self._place(node, "before")))
+        after = data_manifest.Manifest(str(self._place(node, when)))
+        for difference in data_manifest.differences(before, after):
+            told = f"{node.name}: {data_manifest.sentence(difference)}"
+            kind, path, changes = difference
+            fields = {(name if kind == "changed" else kind, path) for name, _, _ in changes}
+            (self.report.given if fields <= EXPECTED else self.report.differences).append(told)
+
+    def _check(self, made: Cluster, node: Node) -> None:
+        """A user can go on: the node is healthy, the volume is theirs; what their interpreters say is noted."""
+        health = Service("health-check", "/opt/dl/bin/health-check", 30)
+        made.services = {**made.services, health.name: health}
+        made.run(node, health.name)
+        made.execute(node, "probe=$(mktemp -p /data) && rm $probe", user="ubuntu")
+        pythons = made.execute(node, "find /data -maxdepth 5 -path '*/bin/python'")
+        for python in pythons.splitlines():
+            says = made.execute(node, f"{shlex.quote(python)} --version 2>&1 || true", user="ubuntu")
+            self.report.environments.append({"node": node.name, "python": python, "says": says})
+
+    def _what_changed(self, made: Cluster) -> None:
+        held = {release: self._held(release) for release in (self.old, self.new)}
+        for name in sorted(held[self.old].keys() | held[self.new].keys()):
+            old, new = held[self.old].get(name, "none"), held[self.new].get(name, "none")
+            if old != new:
+                self.report.changes.append({"component": name, "old": old, "new": new})
+        self.report.removed = sorted(self._paths(self.old) - self._paths(self.new))
+
+    def _held(self, release: str) -> dict[str, str]:
+        path = self._node_table()["paths"]["manifest"]
+        said = docker("run", "--rm", "--entrypoint=cat", self._reference(release), path)
+        found = {}
+        for name, part in json.loads(said)["components"].items():
+            installed = part["installed"]
+            found[name] = (
+                part["version"] if installed == part["version"] else f"{part['version']} ({installed} installed)"
+            )
+        return found
+
+    def _paths(self, release: str) -> set[str]:
+        """Paths near the surface of what a user works with."""
+        script = "find /home/ubuntu /opt /usr/local/bin -maxdepth 3 -not -path '*/lib/*'"
+        said = docker("run", "--rm", "--entrypoint=sh", self._reference(release), "-c", script)
+        return set(said.splitlines())
+
+    # The report
+
+    def _write(self) -> None:
+        data = asdict(self.report)
+        (self.folder / "report.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        (self.folder / "report.html").write_text(as_html(self.project, data), encoding="utf-8")
+
+
+def as_html(project: Project, report: dict[str, Any]) -> str:
+    """The report as one HTML page that needs nothing else."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(project.templates / "report"),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("upgrade.html.j2").render(report=report)

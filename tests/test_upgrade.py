@@ -1,0 +1,285 @@
+"""The upgrade rehearsal on baked images: /data is kept, what is not is named, and every failure has a way back."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kiln.errors import KilnError
+from kiln.node_tools import data_manifest
+from kiln.owner import OWNER_LABEL
+from kiln.platform import LABEL, Cluster, Service, docker, remove_dead
+from kiln.project import Project
+from kiln.upgrade import Rehearsal
+from stage_container import CHECKOUT, PROJECT, STORE
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+KILN = str(Path(sys.executable).with_name("kiln"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def both_releases() -> None:
+    """The old release's image; the new one is baked before the tests."""
+    subprocess.run(
+        [KILN, "bake", "--release=1.1", "--image=cpu", "--json"], check=True, cwd=CHECKOUT, capture_output=True
+    )
+
+
+def there() -> set[str]:
+    """Containers and networks of clusters."""
+    containers = docker("ps", "--all", "--format={{.Names}}", f"--filter=label={LABEL}").split()
+    return {*containers, *docker("network", "ls", "--format={{.Name}}", f"--filter=label={OWNER_LABEL}").split()}
+
+
+def every_volume() -> list[str]:
+    return docker("volume", "ls", "--quiet", f"--filter=label={LABEL}").split()
+
+
+BEFORE: dict[str, set[str]] = {"volumes": set(), "rest": set()}
+"""What other rehearsals, not ours, had left or still used when the test began."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    BEFORE.update(volumes=set(every_volume()), rest=there())
+    yield
+    remove_dead()
+    if left := volumes():
+        docker("volume", "rm", *left)
+    assert there() <= BEFORE["rest"]
+
+
+def rehearse(before_step: Callable[[str, Cluster], None] = lambda step, made: None, files: int = 50) -> Rehearsal:
+    rehearsal = Rehearsal(PROJECT, STORE, "cpu", "1.1", "1.2", files=files, before_step=before_step)
+    rehearsal.run()
+    return rehearsal
+
+
+def volumes() -> list[str]:
+    """The volumes that the test made."""
+    return [name for name in every_volume() if name not in BEFORE["volumes"]]
+
+
+def test_the_upgrade_keeps_data_and_tells_what_is_lost(tmp_path: Path) -> None:
+    command = [KILN, "upgrade", "--from=1.1", "--to=1.2", "--image=cpu", "--nodes=2", "--files=200", "--json"]
+    done = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (report,) = json.loads(done.stdout)
+    assert report["verdict"] == "kept"
+    assert report["differences"] == []
+    assert len(report["given"]) == 2  # the top folder of each volume
+    assert report["entries"] > 2 * 200
+    assert {change["component"] for change in report["changes"]} == {"tensorflow", "keras"}
+    for node in report["losses"]:
+        assert [loss["name"] for loss in node["losses"]] == ["/home/ubuntu/experiments/notes.txt"]
+    said = {entry["python"]: entry["says"] for entry in report["environments"]}
+    assert said["/data/miniconda2/bin/python"].startswith("Python 2.7")
+    assert said["/data/environments/py3/bin/python"].startswith("Python 3.6")
+    assert volumes() == []
+    page = Path(done.stderr.rpartition("report: ")[2].strip())
+    assert "notes.txt" in page.read_text(encoding="utf-8")
+
+
+def test_what_an_upgrade_does_to_data_is_named_entry_by_entry() -> None:
+    def tamper(step: str, made: Cluster) -> None:
+        if step == "manifest after":
+            script = """
+                cd /data/work
+                printf X | dd of=linked bs=1 seek=2 conv=notrunc,fsync status=none; touch -d @1534204800 linked
+                chown 0:0 labelled; mv 'of another user' renamed; fallocate --dig-holes program || :
+                truncate -s 5G sparse.img; rm deep/deep/deep -r
+            """
+            made.execute(made.nodes[0], script)
+
+    rehearsal = rehearse(tamper)
+    report = rehearsal.report
+    assert report.verdict == "changed"
+    assert report.exit_code == 1
+    told = "\n".join(report.differences)
+    for name in ("work/linked:", "work/labelled: group", "work/of another user", "work/renamed", "work/sparse.img"):
+        assert name in told, told
+    assert len([line for line in report.differences if "deep/deep/deep" in line]) > 50
+    assert report.volumes == volumes() != []
+
+
+def fails(made: Cluster) -> None:
+    made.services["upgrade"] = Service("upgrade", "echo the new release is not ready; exit 9")
+
+
+def times_out(made: Cluster) -> None:
+    made.services["upgrade"] = Service("upgrade", "sleep 60", timeout_s=1)
+
+
+def is_killed(made: Cluster) -> None:
+    docker("kill", made.nodes[0].container)
+
+
+def loses_its_volume(made: Cluster) -> None:
+    node = made.nodes[0]
+    docker("exec", node.container, "umount", "/data", check=False)
+    made.discard(node)
+    made.boot(node, volume_mode="none")
+    made.publish()
+    made.await_configuration(made.nodes[0])
+
+
+def has_a_read_only_volume(made: Cluster) -> None:
+    node = made.nodes[0]
+    made.discard(node)
+    made.boot(node, volume_mode="readonly")
+    made.publish()
+    made.await_configuration(made.nodes[0])
+
+
+@pytest.mark.parametrize(
+    ("step", "fault", "words"),
+    [
+        ("upgrade", fails, "upgrade ended with code 9: the new release is not ready"),
+        ("upgrade", times_out, "upgrade ended with code 124"),
+        ("upgrade", loses_its_volume, "upgrade ended with code 10: no volume is mounted at /data"),
+        ("upgrade", has_a_read_only_volume, "upgrade ended with code 11: the volume at /data cannot be written to"),
+        ("configuration", is_killed, "the configuration was not rendered"),
+        ("start", is_killed, "start ended with code 137"),
+        ("check", is_killed, "health-check ended with code 137"),
+    ],
+    ids=["fails", "times out", "no volume", "read-only volume", "killed in boot", "killed in start", "killed in check"],
+)
+def test_a_failed_upgrade_goes_back_with_the_data_untouched(
+    step: str, fault: Callable[[Cluster], None], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kiln.platform.AGENT_S", 5)
+    rehearsal = rehearse(lambda name, made: fault(made) if name == step else None, files=5)
+    report = rehearsal.report
+    failed = [entry for entry in report.steps if entry.error]
+    assert [entry.name for entry in failed] == [step]
+    assert words in failed[0].error
+    assert report.verdict == "rolled back"
+    assert report.differences == []
+    assert report.exit_code == 1
+    assert report.steps[-1].name == "manifest after going back"
+    assert volumes() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"old": "1.2", "new": "1.1"}, "release 1.1 accepts no upgrade from 1.2"),
+        ({"old": "0.9"}, "release 1.2 accepts no upgrade from 0.9"),
+        ({"new": "9.9"}, "release 9.9 does not exist"),
+        ({"image": "tpu"}, "image 'tpu' is not in release 1.1"),
+    ],
+    ids=["backwards", "unknown old", "unknown new", "unknown image"],
+)
+def test_what_cannot_be_is_refused_before_anything_begins(change: dict[str, str], words: str) -> None:
+    image, old, new = ({"image": "cpu", "old": "1.1", "new": "1.2"} | change).values()
+    with pytest.raises(KilnError, match=words):
+        Rehearsal(PROJECT, STORE, image, old, new)
+
+
+def test_an_image_that_is_gone_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rehearsal, "_reference", lambda self, release: f"deeplearning:gone-{release}")
+    with pytest.raises(KilnError, match=r"deeplearning:gone-1.1 is not baked; run make images RELEASE=1.1"):
+        Rehearsal(project, STORE, "cpu", "1.1", "1.2")
+
+
+def assert_survives_a_kill(number: signal.Signals, store: Path, delay: float) -> str:
+    """Kills a rehearsal, and compares the volume with the manifest that it had made, if it came so far."""
+    command = ["env", "--default-signal=INT", KILN, f"--store={store}", "upgrade", "--files=20"]
+    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    time.sleep(delay)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert "Traceback" not in said
+    remove_dead()
+    assert there() <= BEFORE["rest"], said
+    manifests = sorted(store.glob("rehearsals/*/node1-before.manifest"))
+    for volume in volumes():
+        if manifests and manifests[-1].read_bytes().rstrip().endswith(b'"}'):
+            assert unchanged(volume, manifests[-1], store / "now.manifest") == [], said
+        docker("volume", "rm", volume)
+    for path in manifests:
+        path.unlink()
+    return said
+
+
+def unchanged(volume: str, before: Path, after: Path) -> list[Any]:
+    """What differs on the volume, but for the owner of its top folder."""
+    with Path(data_manifest.__file__).open("rb") as program, after.open("wb") as output:
+        mount = f"--mount=type=volume,source={volume},target=/data,volume-nocopy"
+        command = ["docker", "run", "--rm", "--interactive", mount, "deeplearning:1.2-cpu"]
+        subprocess.run([*command, "/usr/bin/python3", "-", "make", "/data"], stdin=program, stdout=output, check=True)
+    found = data_manifest.differences(data_manifest.Manifest(str(before)), data_manifest.Manifest(str(after)))
+    return [entry for entry in found if entry[1] != "."]
+
+
+@pytest.fixture
+def own_store(tmp_path: Path) -> Path:
+    """A store of the test's own, with the baselines of the images."""
+    store = tmp_path / "store"
+    store.mkdir()
+    if (STORE.root / "baselines").is_dir():
+        (store / "baselines").symlink_to(STORE.root / "baselines")
+    return store
+
+
+def kill_at_random(times: int, store: Path) -> None:
+    chance = random.SystemRandom()
+    for _ in range(times):
+        number = chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+        assert_survives_a_kill(number, store, chance.uniform(0.5, 18))
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_a_random_moment_it_loses_nothing(own_store: Path) -> None:
+    kill_at_random(5, own_store)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_killed_fifty_times_it_loses_nothing(own_store: Path) -> None:
+    kill_at_random(50, own_store)
+
+
+def test_interrupted_it_keeps_the_volumes_and_says_where(own_store: Path) -> None:
+    command = ["env", "--default-signal=INT", KILN, f"--store={own_store}", "upgrade", "--files=20"]
+    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "manifest before" in line:
+            break
+    os.kill(process.pid, signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    (volume,) = volumes()
+    assert f"volumes kept: {volume}" in rest
+    assert there() <= BEFORE["rest"]
+
+
+def test_preflight_only_reads_and_exits_3(tmp_path: Path) -> None:
+    name = f"kiln-test-{os.getpid()}"
+    docker("run", "--detach", f"--name={name}", "deeplearning:1.1-cpu", "sleep", "infinity")
+    try:
+        command = [KILN, "upgrade", f"--preflight={name}", "--from=1.1", "--image=cpu"]
+        done = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        docker("exec", "--user=ubuntu", name, "sh", "-c", "echo mine > ~/thesis.tex")
+        before = docker("diff", name)
+        done = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
+        assert done.returncode == 3
+        assert "/home/ubuntu/thesis.tex" in done.stdout
+        assert docker("diff", name) == before
+    finally:
+        docker("rm", "--force", name)
