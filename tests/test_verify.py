@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from bs4 import BeautifulSoup, Tag
 
 from kiln.engine import Engine
 from kiln.matrix import Matrix
-from kiln.project import find_project
-from kiln.verify import Check, Report, as_junit, as_text
+from kiln.project import Project, find_project
+from kiln.verify import Check, Report, as_junit, as_text, verify
+from stage_container import baked_plan
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
@@ -103,6 +105,52 @@ def test_an_image_that_says_nothing_of_itself_needs_a_name() -> None:
         assert "add --as RELEASE/IMAGE" in run.stderr
     finally:
         docker("rmi", name)
+
+
+@pytest.fixture
+def foreign() -> Iterator[str]:
+    """The image without a word of what it is, as if somebody else had built it."""
+    name = f"kiln-test:{uuid.uuid4().hex}"
+    container = docker("create", IMAGE)
+    try:
+        changes = [f"--change=LABEL org.deeplearning.{key}=" for key in ("release", "image", "channel")]
+        docker("commit", *changes, container, name)
+        yield name
+        docker("rmi", name)
+    finally:
+        docker("rm", container)
+
+
+def test_an_image_that_somebody_else_built_is_compared_with_what_is_named(foreign: str) -> None:
+    only = ["--only", "accounts or the_node_boots_whole"]
+    assert kiln(foreign, *only).returncode == 2
+    run = kiln(foreign, "--as", f"{RELEASE}/cpu", *only)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "passed      services: the_node_boots_whole" in run.stdout
+
+
+@pytest.mark.parametrize("login", ["keys-only", "forced-change"])
+def test_the_published_password_is_a_finding_unless_the_release_allows_it(project: Project, login: str) -> None:
+    table = project.images / "releases" / f"{RELEASE}.yml"
+    text = table.read_text(encoding="utf-8")
+    table.write_text(re.sub(r"(?m)^login: .*", f"login: {login}", text), encoding="utf-8")
+    report = verify(project, IMAGE, only="accounts or ssh_takes_passwords")
+    failed = {check.check for check in report.checks if check.verdict == "failed"}
+    assert {
+        "accounts: the_users_password_is_as_the_release_says",
+        "accounts: no_account_has_a_published_password_that_the_release_does_not_allow",
+    } <= failed
+    assert ("services: ssh_takes_passwords_as_the_release_says_and_never_roots" in failed) == (login == "keys-only")
+
+
+def test_an_image_that_keeps_no_promise_fails_by_name() -> None:
+    (bootstrap,) = (stage for stage in baked_plan("cpu").stages if stage.name == "bootstrap")
+    run = kiln(bootstrap.reference, "--as", f"{RELEASE}/cpu", "--only", "not frameworks and not python", "--json")
+    assert run.returncode == 1, run.stderr
+    verdicts = {check["check"]: check["verdict"] for check in json.loads(run.stdout)["checks"]}
+    assert verdicts["system: the_user_is_as_the_table_says"] == "failed"
+    assert verdicts["manifest: the_manifest_is_of_this_image"] == "failed"
+    assert Engine().containers("kiln-verify-") == []
 
 
 def test_json_and_junit_tell_the_same(tmp_path: Path) -> None:

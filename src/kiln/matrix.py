@@ -24,6 +24,10 @@ from kiln.wheels import read_lock, tags
 Verdict = Literal["exact", "substituted"]
 
 
+Login = Literal["published-password", "forced-change", "keys-only"]
+"""How users get into a fresh node: with the password that the guide publishes, with it once, or with a key alone."""
+
+
 class Row(Strict, frozen=True):
     """One image of a release: which version of each component it holds."""
 
@@ -56,7 +60,7 @@ class Release(Strict, frozen=True):
     upgrades_from: list[str] = []
     services: list[str] = []
     """Services of its AppCenter package, by their names in images/appcenter.yml."""
-    allow_default_password: bool = False
+    login: Login = "keys-only"
 
 
 class Node(Strict, frozen=True):
@@ -111,7 +115,7 @@ class ImageSpec:
     groups: dict[str, tuple[Artifact, ...]]
     tables: dict[str, Any]
     """Component to all versions of its table."""
-    allow_default_password: bool
+    login: Login
 
     @property
     def device(self) -> Device:
@@ -146,6 +150,7 @@ class ImageSpec:
             "base": msgspec.to_builtins(self.channel.base),
             "node": msgspec.to_builtins(self.node),
             "driver": self.row.driver,
+            "login": self.login,
             "interpreters": [
                 {**msgspec.to_builtins(python), "version": version}
                 for version, python in zip(self.row.python, self.pythons, strict=True)
@@ -299,7 +304,7 @@ class Matrix:
             pythons=pythons,
             groups=groups,
             tables=msgspec.to_builtins(self.facts),
-            allow_default_password=release.allow_default_password,
+            login=release.login,
         )
 
     def _pythons(self, row: Row, place: _Place) -> tuple[PythonVersion, ...]:

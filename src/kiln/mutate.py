@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Literal
 
+from kiln.checks.booting import boot
 from kiln.components import Strict
 from kiln.engine import Engine
 from kiln.errors import KilnError
@@ -29,6 +30,8 @@ class Row(Strict, frozen=True):
     images: Literal["all", "cpu", "gpu"]
     command: str
     caught_by: str
+    booted: bool = False
+    """Whether only a node that has booted can be broken in this way."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Mutation:
     """Shell command, run as root in a container of the image."""
     caught_by: str
     """The check that must fail, with its parameter in brackets where one of several is meant."""
+    booted: bool = False
 
     def catches(self, check: Check) -> bool:
         """Whether ``check`` is the one that must fail."""
@@ -66,7 +70,7 @@ def read_mutations(spec: ImageSpec) -> list[Mutation]:
     }
     table = read_table(MUTATIONS, MUTATIONS.parent)
     return [
-        Mutation(name, str(render(row.command, names, table.where(name))), row.caught_by)
+        Mutation(name, str(render(row.command, names, table.where(name))), row.caught_by, row.booted)
         for name, row in ((name, table.convert(Row, name)) for name in table.data)
         if row.images in ("all", spec.device)
     ]
@@ -120,15 +124,18 @@ def mutate(
 def _break(project: Project, image: str, mutation: Mutation, name: str) -> Outcome:
     started = time.monotonic()
     engine = Engine()
-    engine.run_idle(image, name)
     try:
+        if mutation.booted:
+            boot(image, name)
+        else:
+            engine.run_idle(image, name)
         command = ["docker", "exec", name, "/bin/bash", "-c", mutation.command]
         broken = subprocess.run(command, capture_output=True, text=True, check=False)
         if broken.returncode:
             said = f"the image could not be broken: {broken.stderr.strip() or broken.stdout.strip()}"
             return Outcome(mutation, caught=False, said=said, seconds=time.monotonic() - started)
         function = mutation.caught_by.partition("[")[0]
-        report = verify(project, name, kind="image", only=function)
+        report = verify(project, name, kind="node" if mutation.booted else "image", only=function)
         checks = [check for check in report.checks if mutation.catches(check)]
         failed = [check for check in checks if check.verdict == "failed"]
         if failed:

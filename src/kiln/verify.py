@@ -38,6 +38,8 @@ class Check:
     verdict: Verdict
     reason: str
     seconds: float
+    note: str = ""
+    """What the check measured."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,15 @@ def verify(
         with tempfile.TemporaryDirectory(prefix="kiln-verify-") as scratch:
             expectations = Path(scratch) / "expectations.json"
             expectations.write_text(json.dumps(spec.names()), encoding="utf-8")
-            checks = _run(hosts, kind or guess, expectations, Path(scratch) / "verdicts", only, ssh_config, told)
+            settings = {
+                "KILN_ROOT": str(project.root),
+                "KILN_STORE": str(project.store),
+                "KILN_EXPECTATIONS": str(expectations),
+                "KILN_VERDICTS": str(Path(scratch) / "verdicts"),
+                "KILN_TARGET_KIND": kind or guess,
+                "KILN_IMAGE": target if guess == "image" else "",
+            }
+            checks = _run(hosts, settings, only, ssh_config, told)
     return Report(target, f"{release}/{image}", tuple(checks))
 
 
@@ -106,7 +116,7 @@ def _identity(as_: str | None, channel: str | None, said: dict[str, str]) -> tup
 
 @contextmanager
 def _reached(target: str, ssh_config: Path | None, *, named: bool) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """(Testinfra host, kind of target, what it says of itself); a container that is started here is removed."""
+    """(Testinfra host, kind of target, what it says of itself); containers that are started here are removed."""
     if target == "local":
         yield "local://", "node", _release_file(["cat", "/etc/deeplearning/release"])
         return
@@ -164,9 +174,7 @@ def _release_file(command: list[str]) -> dict[str, str]:
 
 def _run(
     hosts: str,
-    kind: str,
-    expectations: Path,
-    verdicts: Path,
+    settings: dict[str, str],
     only: str | None,
     ssh_config: Path | None,
     told: Callable[[Check], None],
@@ -185,13 +193,8 @@ def _run(
     command += ["-c", os.devnull, f"--rootdir={CHECKS.parent.parent}", "--import-mode=importlib"]
     command += ["-k", only] if only else []
     command += [f"--ssh-config={ssh_config}"] if ssh_config else []
-    environment = {
-        **os.environ,
-        "KILN_EXPECTATIONS": str(expectations),
-        "KILN_VERDICTS": str(verdicts),
-        "KILN_TARGET_KIND": kind,
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    environment = {**os.environ, **settings, "PYTHONDONTWRITEBYTECODE": "1"}
+    verdicts = Path(settings["KILN_VERDICTS"])
     verdicts.touch()
     checks: list[Check] = []
     log = verdicts.with_name("log")
@@ -233,6 +236,7 @@ def as_text(report: Report) -> str:
             f"{verdict:<12}{check.check}: {check.reason.splitlines()[0] if check.reason else ''}"[:width]
             for check in rows
         ]
+    lines += [f"{'measured':<12}{check.check}: {check.note}" for check in report.checks if check.note]
     counts = report.counts()
     told = ", ".join(
         f"{counts.get(verdict, 0)} {verdict}" for verdict in ("passed", "failed", "substituted", "not run")
@@ -255,5 +259,7 @@ def as_junit(report: Report) -> str:
             ElementTree.SubElement(case, "failure", message=check.reason.partition("\n")[0]).text = check.reason
         elif check.verdict != "passed":
             ElementTree.SubElement(case, "skipped", type=check.verdict, message=f"{check.verdict}: {check.reason}")
+        if check.note:
+            ElementTree.SubElement(case, "system-out").text = check.note
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

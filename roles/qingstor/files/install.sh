@@ -17,4 +17,4 @@ awk 'FILENAME == ARGV[1] { own[$1]; print; next } !($1 in own)' "$own" "$wheels/
 find "$target" -exec touch -h -d "@$epoch" {} +
 "$target/bin/python" -m compileall -q -f "$target/lib/python$series/site-packages"
 # Last: it tells a finished environment.
-ln -sfn "$target/bin/qsctl" /usr/local/bin/qsctl
+ln -sfn "$target/bin/qsctl-checked" /usr/local/bin/qsctl

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,32 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
-from kiln.checks.probes import FRAMEWORKS
+from kiln.checks.booting import boot
+from kiln.checks.probes import BENDING, FRAMEWORKS
 
 Spec = dict[str, Any]
+
+NOTES = pytest.StashKey[str]()
+"""What a check measured."""
+
+EXECUTED = pytest.StashKey[int]()
+"""How many checks came to a verdict."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "component(name): the component whose promise the check is")
     config.addinivalue_line("markers", "device(name): runs on images for this device only")
     config.addinivalue_line("markers", "privileged: needs root on the target")
+    config.stash[EXECUTED] = 0
+    # Where the target is this very node, its programs inherit nothing that was set to find kiln.
+    for name in BENDING:
+        os.environ.pop(name, None)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A scenario in which nothing was executed has shown nothing, so it fails; Pytest alone ends with 0 there."""
+    if exitstatus == pytest.ExitCode.OK and not session.config.stash[EXECUTED]:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def _spec() -> Spec:
@@ -56,7 +74,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         component = item.get_closest_marker("component")
         why = _spec()["manifest"]["substitutions"].get(component.args[0]) if component else None
         reason = ""
-        if report.passed:
+        if hasattr(report, "wasxfail"):
+            verdict, reason = "failed", "a check may not expect its own failure"
+        elif report.passed:
             verdict, reason = ("substituted", why) if why else ("passed", "")
         elif report.skipped:
             verdict, reason = "not run", str(report.longrepr[2]).removeprefix("Skipped: ")
@@ -65,8 +85,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             crash = getattr(report.longrepr, "reprcrash", None)
             reason = (crash.message if crash else str(report.longrepr)).strip()
         name = f"{item.path.stem.removeprefix('test_')}: {item.name.removeprefix('test_')}"
-        line = {"check": name, "verdict": verdict, "reason": reason, "seconds": round(report.duration, 2)}
+        line: dict[str, Any] = {
+            "check": name,
+            "verdict": verdict,
+            "reason": reason,
+            "seconds": round(report.duration, 2),
+        }
+        line["note"] = item.stash.get(NOTES, "")
         report.substituted = verdict == "substituted"
+        item.config.stash[EXECUTED] += verdict != "not run"
         if "KILN_VERDICTS" in os.environ:
             with Path(os.environ["KILN_VERDICTS"]).open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
@@ -95,10 +122,38 @@ def host(request: pytest.FixtureRequest) -> Host:
     return found[0]
 
 
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Tells what a check measured beside its verdict."""
+
+    def tell(text: str) -> None:
+        request.node.stash[NOTES] = text
+
+    return tell
+
+
 @pytest.fixture(scope="session")
 def root(host: Host) -> bool:
     """Whether the checks run as root, or may become root."""
     return bool(host.run("id -u").stdout.strip() == "0")
+
+
+@pytest.fixture(scope="session")
+def booted(host: Host) -> Iterator[Host]:
+    """The target where systemd runs on it; of an image, a container of its own that boots it."""
+    image = os.environ.get("KILN_IMAGE", "")
+    if host.run("cat /proc/1/comm").stdout.strip() == "systemd":
+        yield host
+    elif image:
+        # kiln verify removes what begins with the target's name, so also after a signal.
+        name = f"{host.backend.name}-booted"
+        try:
+            boot(image, name)
+            yield testinfra.get_hosts([f"docker://{name}"])[0]
+        finally:
+            subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
+    else:
+        pytest.skip("systemd does not run on the target")
 
 
 @pytest.fixture(autouse=True)

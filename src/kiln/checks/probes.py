@@ -74,3 +74,6 @@ print(json.dumps({"version": caffe.__version__, "right": bool(abs(rise - wanted)
 """
 
 FRAMEWORKS = {"tensorflow": TENSORFLOW, "keras": KERAS, "pytorch": PYTORCH, "caffe": CAFFE}
+
+BENDING = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP")
+"""Variables that would make every program of a node load another library or module than was tested."""

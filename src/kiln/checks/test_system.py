@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import os
 from typing import Any
 
 import pytest
@@ -17,17 +17,6 @@ def test_the_user_is_as_the_table_says(host: Host, spec: Any) -> None:
     assert user.shell == "/bin/bash"
     home = host.file(wanted["home"])
     assert (home.user, home.group) == (wanted["name"], wanted["name"])
-
-
-@pytest.mark.privileged
-def test_the_documented_password_is_the_users(host: Host, spec: Any) -> None:
-    user = spec["node"]["user"]
-    stored = host.user(user["name"]).password
-    check = "import crypt, sys; print(crypt.crypt(sys.argv[1], sys.argv[2]))"
-    hashed = host.run(
-        f"python3 -W ignore -c {shlex.quote(check)} {shlex.quote(user['password'])} {shlex.quote(stored)}"
-    )
-    assert hashed.stdout.strip() == stored
 
 
 @pytest.mark.privileged
@@ -52,7 +41,9 @@ def test_the_data_folder_is_the_users_and_empty(host: Host, spec: Any) -> None:
     data = host.file(spec["node"]["paths"]["data"])
     assert data.is_directory
     assert (data.user, data.group) == (spec["node"]["user"]["name"],) * 2
-    assert data.listdir() == []
+    # What people put there on a node is theirs.
+    if os.environ.get("KILN_TARGET_KIND") == "image":
+        assert data.listdir() == []
 
 
 UPDATES = (
@@ -93,7 +84,8 @@ def test_the_platforms_python_exists(host: Host) -> None:
 
 def test_the_system_python_holds_no_framework(host: Host) -> None:
     for name in ("tensorflow", "torch", "keras", "caffe"):
-        assert host.run(f"/usr/bin/python -c 'import {name}'").rc != 0, f"{name} is in the system's Python"
+        # Not at home, where a folder of samples has a framework's name.
+        assert host.run(f"cd / && /usr/bin/python -c 'import {name}'").rc != 0, f"{name} is in the system's Python"
 
 
 @pytest.mark.component("tensorflow")

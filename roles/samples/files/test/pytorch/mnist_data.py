@@ -1,0 +1,1 @@
+../../shared/mnist_data.py
