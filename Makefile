@@ -31,8 +31,9 @@ lint: setup ## Run the linters alone
 	@$(PYTEST) -q tests/test_lint.py
 
 .PHONY: test
-test: setup ## Bake the current release and run the tests
+test: setup ## Bake the current release, and the one before for upgrades, and run the tests
 	@$(KILN) bake --inputs
+	@$(KILN) bake --release all --image cpu
 	@$(PYTEST) -m "not long"
 
 .PHONY: test-all

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,81 @@ def test_a_failed_upgrade_goes_back_with_the_data_untouched(
     assert report.exit_code == 1
     assert report.steps[-1].name == "manifest after going back"
     assert volumes() == []
+
+
+class Swapped:
+    """Another volume at the new node's /data; going back finds the cluster's own again."""
+
+    def __init__(self, volume: str) -> None:
+        self.volume = volume
+        self.own = ""
+
+    def __call__(self, step: str, made: Cluster) -> None:
+        if step == "new root disks":
+            self.own = made.nodes[0].volume
+            made.nodes[0] = replace(made.nodes[0], volume=self.volume)
+        elif step == "old root disks":
+            made.nodes[0] = replace(made.nodes[0], volume=self.own)
+
+
+def test_the_volume_of_another_cluster_is_noticed(tmp_path: Path) -> None:
+    volume = f"kiln-test-{os.getpid()}"
+    docker("volume", "create", volume)
+    try:
+        report = rehearse(Swapped(volume), files=5).report
+    finally:
+        docker("volume", "rm", "--force", volume)
+    (failed,) = (entry for entry in report.steps if entry.error)
+    assert failed.name == "manifest after"
+    assert "/data differs in" in failed.error
+    assert report.verdict == "rolled back"
+    assert any("missing" in line or "gone" in line or "removed" in line for line in report.differences)
+
+
+def test_a_volume_whose_file_system_cannot_be_mounted(tmp_path: Path) -> None:
+    volume = f"kiln-test-{os.getpid()}"
+    (tmp_path / "device").write_bytes(bytes(1 << 20))
+    docker("volume", "create", "--opt=type=ext4", f"--opt=device={tmp_path}/device", volume)
+    try:
+        report = rehearse(Swapped(volume), files=5).report
+    finally:
+        docker("volume", "rm", "--force", volume)
+    (failed,) = (entry for entry in report.steps if entry.error)
+    assert failed.name == "new root disks"
+    assert "mount" in failed.error
+    assert report.verdict == "rolled back"
+    assert report.differences == []
+
+
+def test_a_full_volume_is_upgraded_and_kept(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], check=True)
+    volume = f"kiln-test-{os.getpid()}"
+    docker("volume", "create", "--opt=type=none", "--opt=o=bind", f"--opt=device={place}", volume)
+
+    def fill_up(step: str, made: Cluster) -> None:
+        node = made.nodes[0] if made.nodes else None
+        if node and step == "fill":
+            made.discard(node)
+            made.nodes[0] = replace(node, volume=volume)
+            made.boot(made.nodes[0])
+            made.publish()
+            made.await_configuration(made.nodes[0])
+            made.execute(made.nodes[0], "chown ubuntu: /data")
+        if node and step == "stop":
+            made.execute(node, "head -c 100M /dev/zero >/data/full || df --output=avail /data | grep -qx ' *0'")
+
+    try:
+        rehearsal = rehearse(fill_up, files=5)
+        full = (place / "full").stat().st_size
+    finally:
+        docker("volume", "rm", "--force", volume)
+        subprocess.run(["umount", str(place)], check=True)
+    report = rehearsal.report
+    assert report.verdict == "kept", [entry for entry in report.steps if entry.error]
+    assert report.differences == []
+    assert full > 0
 
 
 @pytest.mark.parametrize(

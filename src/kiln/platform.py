@@ -225,8 +225,10 @@ def docker(*words: str, check: bool = True) -> str:
     """Output of a docker command; raises KilnError when it fails and ``check`` is set."""
     done = subprocess.run(["docker", *words], capture_output=True, text=True, check=False, errors="replace")
     if check and done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise KilnError(said[0], where=f"docker {words[0]}", fix="look at the engine's log")
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        told = [line for line in lines if line and not line.startswith("Run 'docker")]
+        said = told[-1] if told else f"exit code {done.returncode}"
+        raise KilnError(said, where=f"docker {words[0]}", fix="look at the engine's log")
     return done.stdout.strip() if done.returncode == 0 else ""
 
 

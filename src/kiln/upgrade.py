@@ -188,10 +188,9 @@ class Rehearsal:
                 made.power_off(node)
         try:
             self._upgrade(made, new)
+            self.report.verdict = "kept"
         except KilnError:
             self._go_back(made, old)
-            return
-        self.report.verdict = "changed" if self.report.differences else "kept"
 
     def _upgrade(self, made: Cluster, new: str) -> None:
         made.services = self._services(self.new)
@@ -209,6 +208,8 @@ class Rehearsal:
             for node in made.nodes:
                 self._manifest(node, "after")
                 self._compare(node, "after")
+            if found := self.report.differences:
+                raise KilnError(f"/data differs in {len(found)} entries, first {found[0]}", fix="look at the report")
         with self._step("check", made):
             for node in made.nodes:
                 self._check(made, node)
@@ -219,6 +220,7 @@ class Rehearsal:
         """The platform's way back: the old image, the same volumes, configuration, start."""
         made.services = self._services(self.old)
         self.told("going back")
+        seen, self.report.differences = self.report.differences, []
         with self._step("old root disks", made):
             for node in list(made.nodes):
                 made.power_off(node)
@@ -229,6 +231,7 @@ class Rehearsal:
                 self._manifest(node, "back")
                 self._compare(node, "back")
         self.report.verdict = "changed" if self.report.differences else "rolled back"
+        self.report.differences = list(dict.fromkeys([*seen, *self.report.differences]))
 
     # Its parts
 
