@@ -45,6 +45,14 @@ test-all: setup ## Bake both releases and run every test, the long ones too
 mutate: setup ## Break an image (IMAGE, default cpu) in every known way and show which check finds it
 	@$(KILN) mutate $(addsuffix /,$(RELEASE))$(or $(IMAGE),cpu)
 
+.PHONY: guide
+guide: setup ## Type every command of the user guide into a node of IMAGE (default cpu)
+	@$(KILN) guide --image $(or $(IMAGE),cpu)
+
+.PHONY: docs
+docs: setup ## Write docs/guide.*.md anew from the tables
+	@$(KILN) guide --docs
+
 .PHONY: upgrade
 upgrade: setup ## Rehearse the upgrade of an image (IMAGE, default cpu) to the newest release, /data compared
 	@$(KILN) bake --release all --image $(or $(IMAGE),cpu)

@@ -69,6 +69,7 @@ class Main(Commands):
     lazy = {
         "data": "kiln.data_command:data",
         "elf": "kiln.elf_command:elf",
+        "guide": "kiln.guide_command:guide",
         "package": "kiln.package_command:package",
         "simulate": "kiln.simulate_command:simulate",
         "upgrade": "kiln.upgrade_command:upgrade",
