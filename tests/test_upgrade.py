@@ -168,7 +168,7 @@ def test_a_failed_upgrade_goes_back_with_the_data_untouched(
     assert report.verdict == "rolled back"
     assert report.differences == []
     assert report.exit_code == 1
-    assert report.steps[-1].name == "manifest after going back"
+    assert report.steps[-1].name == "check after going back"
     assert volumes() == []
 
 

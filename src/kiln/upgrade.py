@@ -230,6 +230,9 @@ class Rehearsal:
             for node in made.nodes:
                 self._manifest(node, "back")
                 self._compare(node, "back")
+        with self._step("check after going back", made):
+            for node in made.nodes:
+                self._works(made, node)
         self.report.verdict = "changed" if self.report.differences else "rolled back"
         self.report.differences = list(dict.fromkeys([*seen, *self.report.differences]))
 
@@ -326,11 +329,22 @@ class Rehearsal:
         health = Service("health-check", "/opt/dl/bin/health-check", 30)
         made.services = {**made.services, health.name: health}
         made.run(node, health.name)
-        made.execute(node, "probe=$(mktemp -p /data) && rm $probe", user="ubuntu")
+        self._works(made, node)
         pythons = made.execute(node, "find /data -maxdepth 5 -path '*/bin/python'")
         for python in pythons.splitlines():
             says = made.execute(node, f"{shlex.quote(python)} --version 2>&1 || true", user="ubuntu")
             self.report.environments.append({"node": node.name, "python": python, "says": says})
+
+    def _works(self, made: Cluster, node: Node) -> None:
+        """A user can write to the volume, and a sample trains and tests."""
+        table = self._node_table()
+        script = f"""
+            set -eo pipefail
+            probe=$(mktemp -p /data) && rm $probe
+            source {table["workspaces"]["path"]}/py3/bin/activate
+            cd {table["paths"]["samples"]}/pytorch && python mnist.py --steps 2 2>&1 | grep "test accuracy"
+        """
+        made.execute(node, script, user=table["user"]["name"])
 
     def _what_changed(self, made: Cluster) -> None:
         held = {release: self._held(release) for release in (self.old, self.new)}
