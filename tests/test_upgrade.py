@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from kiln import owner
 from kiln.errors import KilnError
 from kiln.node_tools import data_manifest
 from kiln.owner import OWNER_LABEL
@@ -37,14 +38,26 @@ def both_releases() -> None:
     )
 
 
+def others() -> tuple[str, ...]:
+    """Clusters of processes that live, and are not this one: another run on this machine."""
+    shape = f'{{{{.Name}}}} {{{{index .Labels "{OWNER_LABEL}"}}}}'
+    networks = docker("network", "ls", "--quiet", f"--filter=label={OWNER_LABEL}").split()
+    rows = [docker("network", "inspect", "--format", shape, name, check=False).split() for name in networks]
+    return tuple(row[0] for row in rows if row and row[1] != owner.myself() and not owner.is_dead(row[1]))
+
+
 def there() -> set[str]:
     """Containers and networks of clusters."""
     containers = docker("ps", "--all", "--format={{.Names}}", f"--filter=label={LABEL}").split()
-    return {*containers, *docker("network", "ls", "--format={{.Name}}", f"--filter=label={OWNER_LABEL}").split()}
+    networks = docker("network", "ls", "--format={{.Name}}", f"--filter=label={OWNER_LABEL}").split()
+    living = others()
+    return {name for name in [*containers, *networks] if not name.startswith(living)}
 
 
 def every_volume() -> list[str]:
-    return docker("volume", "ls", "--quiet", f"--filter=label={LABEL}").split()
+    living = others()
+    names = docker("volume", "ls", "--quiet", f"--filter=label={LABEL}").split()
+    return [name for name in names if not name.startswith(living)]
 
 
 BEFORE: dict[str, set[str]] = {"volumes": set(), "rest": set()}
