@@ -130,7 +130,11 @@ BREAKS: dict[str, tuple[str, set[str]]] = {
         {"clean-system-python/1"},
     ),
     "the digits are cut": ("truncate --size=-784 /opt/dl/data/mnist/train-images-idx3-ubyte", {"digits/1"}),
-    "everybody reads the keys": ("chmod 644 ~ubuntu/.qingstor/config.yaml", {"object-store-keys/1"}),
+    # The agent would mend it within a minute.
+    "everybody reads the keys": (
+        "systemctl stop confd; chmod 644 ~ubuntu/.qingstor/config.yaml",
+        {"object-store-keys/1"},
+    ),
     "qsctl is gone": ("rm $(command -v qsctl)", {"object-store-tool/1"}),
     "the volume is root's": ("chown root: /data; chmod 755 /data", {"data-volume/1"}),
     "PyTorch is another": (
@@ -245,7 +249,8 @@ def test_what_cannot_be_run_ends_with_2(words: tuple[str, ...], says: str) -> No
 def test_an_interrupted_run_leaves_nothing(number: signal.Signals, code: int) -> None:
     before = set(left())
     environment = {**os.environ, "KILN_ROOT": str(PROJECT.root)}
-    command = [*KILN, "guide", "--only", "tools"]
+    # Run in the background, this test's own processes would ignore Ctrl-C.
+    command = ["env", "--default-signal=INT", *KILN, "guide", "--only", "tools"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     ends = time.monotonic() + 60
     while not set(left()) - before and time.monotonic() < ends:
@@ -264,7 +269,7 @@ def test_an_interrupted_run_leaves_nothing(number: signal.Signals, code: int) ->
 @pytest.fixture
 def shell() -> Iterator[Shell]:
     environment = ["TERM=xterm", f"PATH={os.environ['PATH']}", "PS1=at home\\$ "]
-    opened = Shell(["env", "-i", *environment, "bash", "--norc", "--noprofile"])
+    opened = Shell(["env", "-i", "--default-signal=INT", *environment, "bash", "--norc", "--noprofile"])
     assert opened.in_
     yield opened
     opened.close()
