@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from kiln.errors import KilnError
-from kiln.life import Life, Probes, Topology
+from kiln.life import Life, Probes
 from kiln.package import Files, Packages
 from kiln.platform import LABEL, Cluster, Node, cluster, docker, remove_volumes
 from kiln.release_ids import ReleaseIds
+from kiln.trial import Topology, left
 from stage_container import PROJECT
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -147,7 +148,7 @@ def test_keys_in_the_package_are_seen(running: Running) -> None:
 
 
 def test_what_is_left_is_told(running: Running) -> None:
-    assert running.made.name in running.probes.left(running.made.name)
+    assert running.made.name in left(running.made.name)
 
 
 def test_a_step_that_fails_ends_the_life_and_leaves_nothing() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-STEPS = (
+LIFE = (
     "create",
     "monitor",
     "health check",
@@ -24,6 +24,20 @@ STEPS = (
     "secrets",
     "delete",
 )
+TRAINING = (
+    "create",
+    "TensorFlow",
+    "PyTorch",
+    "PyTorch by address",
+    "killed worker",
+    "killed rank",
+    "add a node",
+    "TensorFlow, three nodes",
+    "PyTorch, three nodes",
+    "PyTorch by address, three nodes",
+    "delete",
+)
+STEPS = TRAINING if os.environ.get("KILN_FLAGS") else LIFE
 CHECKS: list[dict[str, Any]] = json.loads(Path(os.environ["KILN_REPORT"]).read_text(encoding="utf-8"))
 
 

@@ -14,12 +14,12 @@ from kiln.engine import Engine
 from kiln.errors import KilnError
 from kiln.guide import Block, Entry, Guide
 from kiln.guide_terminal import Answer, Shell
-from kiln.life import Topology
 from kiln.matrix import Matrix
 from kiln.package import Packages
 from kiln.platform import Cluster, Node, cluster, docker, remove_volumes
 from kiln.project import Project
 from kiln.release_ids import ReleaseIds
+from kiln.trial import Topology
 from kiln.verify import Check, Report
 
 REST_S = 30

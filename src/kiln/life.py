@@ -11,18 +11,12 @@ import random
 import string
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ParamSpec
+from dataclasses import dataclass
 
 from kiln.errors import KilnError
 from kiln.package import Files
-from kiln.package_corners import default, leaves
-from kiln.package_template import Template
-from kiln.platform import LABEL, Cluster, Node, Service, cluster, docker, remove_volumes
-
-P = ParamSpec("P")
+from kiln.platform import Cluster, Node, docker
+from kiln.trial import Topology, Trial
 
 MONITOR_S = 5.0
 """Source: the platform's developer guide, monitor: a cmd that takes longer is not heard."""
@@ -33,95 +27,18 @@ WAIT_S = 30.0
 """For what a changed configuration brings about on a node."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One promise, looked at after one step."""
-
-    step: str
-    what: str
-    verdict: str
-    """passed, failed, or not run."""
-    said: str = ""
-
-
-class Topology:
-    """What a package asks of the platform, for the form's defaults but for some choices."""
-
-    def __init__(self, files: Files, **choices: Any) -> None:
-        form = json.loads(files["config.json"])
-        chosen = {name: default(item) for name, _, item in leaves(form)}
-        for key, value in choices.items():
-            (name,) = (name for name in chosen if name.rpartition(".")[2] == key)
-            chosen[name] = value
-        self.data: dict[str, Any] = json.loads(Template(files["cluster.json.mustache"]).render(chosen))
-        (self.node,) = self.data["nodes"]
-
-    @property
-    def services(self) -> dict[str, Service]:
-        """What the platform runs on a node, the health check's two commands among them."""
-        wanted = {name: (one["cmd"], one.get("timeout", 600)) for name, one in self.node.get("services", {}).items()}
-        health = self.data["health_check"]
-        wanted["health check"] = (health["check_cmd"], health["timeout_sec"])
-        wanted["health action"] = (health["action_cmd"], health["action_timeout_sec"])
-        return {name: Service(name, command, int(seconds)) for name, (command, seconds) in wanted.items()}
-
-    @property
-    def env(self) -> dict[str, str]:
-        """Values as a node reads them: text, with JSON's words for truth."""
-        values = self.data["env"].items()
-        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values}
-
-    @property
-    def mount_point(self) -> str:
-        return str(self.node["volume"]["mount_point"])
-
-
 @dataclass
-class Life:
-    """One cluster of the package ``files``, on containers of ``image``."""
-
-    image: str
-    files: Files
-    user: str
-    home: str
-    told: Callable[[Check], None] = lambda check: None
-    checks: list[Check] = field(default_factory=list)
-    before_step: Callable[[str, Cluster], None] = lambda step, made: None
-    """Called before each step with its name: where tests break things."""
+class Life(Trial):
+    """One cluster's life."""
 
     def __post_init__(self) -> None:
-        self.topology = Topology(self.files, count=2)
+        super().__post_init__()
         self.probes = Probes(self.topology, self.user, self.home)
-        self._step = ""
 
-    @property
-    def exit_code(self) -> int:
-        """0: every promise kept; 1: not."""
-        return 0 if self.checks and all(check.verdict != "failed" for check in self.checks) else 1
-
-    def run(self) -> list[Check]:
-        """Lives it; nothing is left in the engine, whatever happened."""
-        name = ""
-        try:
-            topology = self.topology
-            with cluster(topology.services, env=topology.env, mount_point=topology.mount_point) as made:
-                name = made.name
-                self._live(made)
-        except StepFailedError:
-            pass
-        finally:
-            remove_volumes(name)
-        self._check("everything is gone", self.probes.left, name)
-        return self.checks
-
-    def _live(self, made: Cluster) -> None:
+    def go_through(self, made: Cluster) -> None:
+        """From create to delete."""
         with self._begin("create", made):
-            for _ in range(self.topology.node["count"]):
-                made.boot(made.add(self.image))
-            self._configure(made)
-            for service in ("init", "start"):
-                for node in made.nodes:
-                    made.run(node, service)
+            self._create(made)
             self._after_start(made)
         with self._begin("monitor", made):
             for node in made.nodes:
@@ -140,12 +57,7 @@ class Life:
         for node in made.nodes:
             made.execute(node, f"echo kept | tee {self.topology.mount_point}/marker >{self.home}/marker")
         with self._begin("add a node", made):
-            added = made.boot(made.add(self.image))
-            made.publish(adding_hosts={added.instance: {"ip": added.ip}})
-            self._await(made)
-            for service in ("init", "start"):
-                made.run(added, service)
-            made.publish()
+            self._add(made)
             self._after_start(made)
         with self._begin("remove a node", made):
             gone = made.nodes[1]
@@ -173,10 +85,7 @@ class Life:
             self._check("volume and system disk are kept", self.probes.kept, made.nodes[0])
         self._change_env(made)
         with self._begin("delete", made):
-            for node in made.nodes:
-                made.run(node, "stop")
-            for node in list(made.nodes):
-                made.remove(node)
+            self._delete(made)
 
     def _change_env(self, made: Cluster) -> None:
         every: list[str] = []
@@ -205,41 +114,6 @@ class Life:
             self._check(f"{node.name} knows all by name", self.probes.names, made, node)
             self._check(f"{node.name} takes users in", self.probes.ssh, made, node)
             self._check(f"{node.name}'s qsctl has its file", self.probes.keys, node, "", "", 0)
-
-    def _configure(self, made: Cluster) -> None:
-        made.publish()
-        self._await(made)
-
-    @staticmethod
-    def _await(made: Cluster) -> None:
-        for node in made.nodes:
-            made.await_configuration(node)
-
-    @contextmanager
-    def _begin(self, step: str, made: Cluster) -> Iterator[None]:
-        self._step = step
-        try:
-            self.before_step(step, made)
-            yield
-        except KilnError as error:
-            self._tell(Check(step, "the step is done", "failed", str(error)))
-            raise StepFailedError(str(error)) from None
-
-    def _check(self, what: str, probe: Callable[P, str], *details: P.args, **options: P.kwargs) -> None:
-        try:
-            said = probe(*details, **options)
-        except KilnError as error:
-            said = str(error)
-        verdict = "not run" if said.startswith("not run: ") else "failed" if said else "passed"
-        self._tell(Check(self._step, what, verdict, said.removeprefix("not run: ")))
-
-    def _tell(self, check: Check) -> None:
-        self.checks.append(check)
-        self.told(check)
-
-
-class StepFailedError(Exception):
-    """A step could not be done; what comes after it would tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -381,17 +255,6 @@ class Probes:
         """The package's own files hold none of the keys."""
         found = [path for path, text in files.items() if any(secret in text for secret in secrets)]
         return f"found in {', '.join(found)}" if found else ""
-
-    @staticmethod
-    def left(name: str) -> str:
-        """Containers, networks and volumes of the cluster that are still there."""
-        label = f"--filter=label={LABEL}={name}"
-        found = [
-            *docker("ps", "--all", "--format={{.Names}}", label).split(),
-            *docker("network", "ls", "--format={{.Name}}", label).split(),
-            *docker("volume", "ls", "--quiet", label).split(),
-        ]
-        return f"left: {', '.join(found)}" if found else ""
 
 
 def _fed(node: Node, script: str, lines: list[str]) -> str:
