@@ -18,6 +18,10 @@ help: ## Show this list
 setup: ## Install what the other targets need, start a Docker engine if none answers
 	@scripts/setup
 
+.PHONY: setup-tests
+setup-tests: ## The same, and what the tests need: a browser
+	@scripts/setup tests
+
 .PHONY: images
 images: setup ## Bake the images of RELEASE (default: the newest) on CHANNEL (default registry); IMAGE=cpu for one
 	@$(KILN) bake $(SELECT)
@@ -31,13 +35,13 @@ lint: setup ## Run the linters alone
 	@$(PYTEST) -q tests/test_lint.py
 
 .PHONY: test
-test: setup ## Bake the current release, and the one before for upgrades, and run the tests
+test: setup-tests ## Bake the current release, and the one before for upgrades, and run the tests
 	@$(KILN) bake --inputs
 	@$(KILN) bake --release all --image cpu
 	@$(PYTEST) -m "not long"
 
 .PHONY: test-all
-test-all: setup ## Bake both releases and run every test, the long ones too
+test-all: setup-tests ## Bake both releases and run every test, the long ones too
 	@$(KILN) bake --release all --inputs
 	@$(PYTEST)
 
