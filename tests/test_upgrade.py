@@ -95,6 +95,7 @@ def test_the_upgrade_keeps_data_and_tells_what_is_lost(tmp_path: Path) -> None:
     assert len(report["given"]) == 2  # the top folder of each volume
     assert report["entries"] > 2 * 200
     assert {change["component"] for change in report["changes"]} == {"tensorflow", "keras"}
+    assert report["samples"] == []
     for node in report["losses"]:
         assert [loss["name"] for loss in node["losses"]] == ["/home/ubuntu/experiments/notes.txt"]
     said = {entry["python"]: entry["says"] for entry in report["environments"]}

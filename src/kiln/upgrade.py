@@ -25,6 +25,7 @@ from kiln.matrix import Matrix
 from kiln.node_tools import data_manifest, rehearsal_data
 from kiln.platform import Cluster, Node, Service, cluster, docker, remove_volumes
 from kiln.project import Project
+from kiln.sample_changes import read_samples, sample_changes
 from kiln.store import Store
 from kiln.tables import read_table
 
@@ -71,6 +72,8 @@ class Report:
     """component, old version, new version; of the images' own manifests."""
     removed: list[str] = field(default_factory=list)
     """Paths a user may know that the new image has no more."""
+    samples: list[str] = field(default_factory=list)
+    """What became of the samples and of the flags that they take, a sentence each."""
     environments: list[dict[str, str]] = field(default_factory=list)
     """Interpreters below /data, virtualenvs' and others, and what they say on the new image."""
     volumes: list[str] = field(default_factory=list)
@@ -353,6 +356,10 @@ class Rehearsal:
             if old != new:
                 self.report.changes.append({"component": name, "old": old, "new": new})
         self.report.removed = sorted(self._paths(self.old) - self._paths(self.new))
+        folder = self._node_table()["paths"]["samples"]
+        self.report.samples = sample_changes(
+            *(read_samples(self._reference(release), folder) for release in (self.old, self.new))
+        )
 
     def _held(self, release: str) -> dict[str, str]:
         path = self._node_table()["paths"]["manifest"]
