@@ -71,6 +71,8 @@ class Node(Strict, frozen=True):
     python: dict[str, str]
     paths: dict[str, str]
     ports: dict[str, int]
+    demos: dict[str, str]
+    """Distribution to version, of what the guide has users install."""
 
 
 @dataclass(frozen=True)

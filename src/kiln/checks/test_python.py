@@ -73,6 +73,12 @@ def test_pip_keeps_the_framework_when_a_newer_one_is_offered(
     assert f"{distribution}=={spec['components'][name]['installed']}" in constraints.split()
 
 
+def test_pip_will_install_the_demos_packages_in_versions_that_fit(in_workspace: Any, spec: Any) -> None:
+    newest = spec["interpreters"][-1]["workspace"]
+    held = in_workspace(newest, 'cat "$VIRTUAL_ENV/constraints.txt"').stdout.split("\n")
+    assert [line for name, version in spec["node"]["demos"].items() if (line := f"{name}=={version}") not in held] == []
+
+
 @pytest.mark.parametrize("program", ["jupyter", "tensorboard", "ipython"])
 def test_the_tools_are_on_the_path(in_workspace: Any, interpreter: Any, program: str) -> None:
     assert in_workspace(interpreter["workspace"], f"command -v {program}").stdout.strip().endswith(f"/{program}")
