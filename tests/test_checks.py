@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,62 @@ def repeated(text: str) -> list[str]:
 @pytest.mark.parametrize("path", sorted(CHECKS.glob("*.py")), ids=lambda path: path.stem)
 def test_a_check_repeats_nothing_that_a_table_holds(path: Path) -> None:
     assert repeated(path.read_text(encoding="utf-8")) == []
+
+
+# Tests of the tables themselves, which edit them; and words that mean something else: a distribution, Packer, ld.so,
+# a wheel of the index.
+OTHERS = {
+    "edits tables": {"test_matrix", "test_package_check", "test_plan", "test_templating", "test_versions"},
+    "the distribution": {"test_bake", "test_upstream"},
+    "versions of Packer": {"test_packer"},
+    "version of a cache of ld.so": {"elf_maker", "test_elf"},
+    "the index's wheel, which does not fit": {"test_elf_wheels"},
+    "as the guide's own table prints it": {"test_benchmark_node"},
+}
+TESTS = sorted(
+    path for path in Path(__file__).parent.glob("*.py") if path.stem not in set[str]().union(*OTHERS.values())
+)
+
+
+def strings(text: str) -> Iterator[tuple[int, str]]:
+    """Strings of a Python file as they are written, with their lines, docstrings left out."""
+    tree = ast.parse(text)
+    told = {
+        (node.value.lineno, node.value.col_offset)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.STRING and token.start not in told:
+            yield token.start[0], token.string
+
+
+def repeated_texts(text: str) -> list[str]:
+    """What the strings of a test repeat of the tables, as ``line: value``; what follows ``{HOME}`` is no path."""
+    return [
+        f"{line}: {held}"
+        for line, string in strings(text)
+        for held in sorted(TEXTS)
+        if re.search(rf"(?<![\w.}}]){re.escape(held)}(?![\w.])", string)
+    ]
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_a_test_repeats_nothing_that_a_table_holds(path: Path) -> None:
+    assert repeated_texts(path.read_text(encoding="utf-8")) == []
+
+
+def test_what_a_test_repeats_is_found() -> None:
+    node = MATRIX.node
+    for value in (
+        node.user["name"],
+        node.user["home"],
+        node.paths["data"],
+        MATRIX.resolve(RELEASE, "cpu").row.python[0],
+    ):
+        assert repeated_texts(f"x = f'su {value} -c {{y}}'"), value
+    assert repeated_texts(f'"""{node.user["name"]}"""\nx = f"{{HOME}}/data"') == []
+    assert len(TESTS) > 40
 
 
 SCENARIOS = [*sorted((PROJECT.root / "molecule").glob("*/*")), CHECKS / "mutations.yml"]

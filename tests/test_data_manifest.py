@@ -20,6 +20,7 @@ import pytest
 
 from kiln.node_tools import data_manifest
 from kiln.node_tools.data_manifest import ManifestError
+from tabled import PYTHON_PATH
 
 PROGRAM = Path(data_manifest.__file__)
 IMAGE = "deeplearning:1.1-cpu"
@@ -305,7 +306,7 @@ def container(tree: Path) -> Iterator[str]:
 @pytest.mark.engine
 def test_every_python_of_a_node_makes_the_same_bytes(tree: Path, tmp_path: Path, container: str) -> None:
     expected = make(tree, tmp_path / "manifest").read_bytes()
-    for python in ("/usr/bin/python3", "/opt/python/2.7/bin/python2.7", "/opt/python/3.6/bin/python3.6"):
+    for python in ("/usr/bin/python3", f"{PYTHON_PATH}/2.7/bin/python2.7", f"{PYTHON_PATH}/3.6/bin/python3.6"):
         command = ["docker", "exec", "--interactive", container, python, "-", "make", str(tree)]
         made = subprocess.run(command, input=PROGRAM.read_bytes(), capture_output=True, check=False)
         assert made.returncode == 0, made.stderr

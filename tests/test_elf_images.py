@@ -31,6 +31,7 @@ from kiln.errors import KilnError
 from kiln.matrix import Matrix
 from kiln.project import Project, find_project
 from kiln.store import Store
+from tabled import PYTHON_PATH
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -122,7 +123,7 @@ def test_a_whole_image_is_read_in_time_and_kept(tmp_path: Path) -> None:
             "/tc/x.so needs libatm.so.1",
         ),
         (
-            "rm -r /opt/python/2.7; ln -s /nowhere /opt/python/2.7",
+            f"rm -r {PYTHON_PATH}/2.7; ln -s /nowhere {PYTHON_PATH}/2.7",
             "libpython2.7.so.1.0",
         ),
         ("echo x > $(readlink -f /usr/lib/x86_64-linux-gnu/libpng16.so.16)", "is no library"),

@@ -19,6 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tabled import PYTHON2
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 MONITOR = CHECKOUT / "roles/gpu_monitor/files/gpu-monitor.py"
 ANSWERS = CHECKOUT / "tests/gpu_monitor"
@@ -54,7 +56,7 @@ def pythons() -> list[str]:
     """This machine's Pythons of the two kinds that a node has: 3, and 2.7 where there is one."""
     from kiln.host_python import find_host_python
 
-    old = find_host_python("2.7.18")
+    old = find_host_python(PYTHON2)
     return [sys.executable, *([str(old.prefix / "bin" / "python2.7")] if old else [])]
 
 

@@ -14,6 +14,7 @@ from kiln.guide_original import Original, find_gaps, read_original
 from kiln.guide_run import Runner, choose
 from kiln.matrix import Matrix
 from kiln.project import Project, find_project
+from tabled import HOME, PASSWORD, USER
 
 PROJECT = find_project(Path(__file__).resolve().parent.parent)
 MATRIX = Matrix(PROJECT, "registry")
@@ -91,8 +92,8 @@ def test_a_line_that_moves_to_another_section_is_found(tmp_path: Path, text: str
     ("old", "new", "says"),
     [
         ("默认端口号为 `6006`", "默认端口号为 `6007`", "`6007`: no entry speaks of it"),
-        ("p12cHANgepwD", "another", "ubuntu/another: no entry speaks of it"),
-        ("PyTorch 从 Torch 发展而来", "PyTorch 在 /home/ubuntu/torch", "/home/ubuntu/torch: no entry speaks of it"),
+        (PASSWORD, "another", f"{USER}/another: no entry speaks of it"),
+        ("PyTorch 从 Torch 发展而来", f"PyTorch 在 {HOME}/torch", f"{HOME}/torch: no entry speaks of it"),
         ("保持系统自身 python 环境的清洁", "", "the guide does not say so in 测试环境"),
         ("TenssorFlow", "TensorFlow", "erratum tensorflow-spelling: the guide does not say so"),
     ],

@@ -20,6 +20,7 @@ from kiln.matrix import Matrix
 from kiln.platform import LABEL, Cluster, docker
 from kiln.project import find_project
 from kiln.verify import Check, Report
+from tabled import DATA, MNIST, USER
 
 PROJECT = find_project(Path(__file__).resolve().parent.parent)
 MATRIX = Matrix(PROJECT, "registry")
@@ -101,20 +102,20 @@ def test_a_gpu_image_keeps_the_whole_guide(image: str) -> None:
 
 BREAKS: dict[str, tuple[str, set[str]]] = {
     "the prompt hides py3": (
-        "sed -i '1i VIRTUAL_ENV_DISABLE_PROMPT=1' ~ubuntu/workspaces/py3/bin/activate",
+        f"sed -i '1i VIRTUAL_ENV_DISABLE_PROMPT=1' ~{USER}/workspaces/py3/bin/activate",
         {"activation/3", "activation-at-login/2", "facenet/1"},
     ),
-    "a short path is gone": ("rm ~ubuntu/tensorflow", {"object-store/1"}),
-    "Caffe's tree is elsewhere": ("mv ~ubuntu/caffe-py2 ~ubuntu/caffe", {"caffe-train/1", "caffe-version/1 [py2]"}),
-    "TensorBoard is gone": ("rm ~ubuntu/workspaces/py2/bin/tensorboard", {"tensorboard/1 [py2]"}),
+    "a short path is gone": (f"rm ~{USER}/tensorflow", {"object-store/1"}),
+    "Caffe's tree is elsewhere": (f"mv ~{USER}/caffe-py2 ~{USER}/caffe", {"caffe-train/1", "caffe-version/1 [py2]"}),
+    "TensorBoard is gone": (f"rm ~{USER}/workspaces/py2/bin/tensorboard", {"tensorboard/1 [py2]"}),
     "a sample is gone": (
-        "rm ~ubuntu/test/pytorch/mnist_dist.py",
+        f"rm ~{USER}/test/pytorch/mnist_dist.py",
         {"samples/1", "pytorch-world/1 [py2]", "pytorch-world/1 [py3]"},
     ),
-    "the folder of a sample is gone": ("rm -r ~ubuntu/test/pycaffe", {"pycaffe/2", "samples/1"}),
-    "the password is another": ("echo ubuntu:another | chpasswd", {"login/1"}),
+    "the folder of a sample is gone": (f"rm -r ~{USER}/test/pycaffe", {"pycaffe/2", "samples/1"}),
+    "the password is another": (f"echo {USER}:another | chpasswd", {"login/1"}),
     "python is another": (
-        "echo 'alias python=/usr/bin/python3' >>~ubuntu/workspaces/py3/bin/activate",
+        f"echo 'alias python=/usr/bin/python3' >>~{USER}/workspaces/py3/bin/activate",
         {
             "python/1 [py3]",
             "tools/1 [py3]",
@@ -124,21 +125,21 @@ BREAKS: dict[str, tuple[str, set[str]]] = {
             "keras-version/1 [py3]",
         },
     ),
-    "a tool is gone": ("rm -r ~ubuntu/workspaces/py2/lib/python2.7/site-packages/nltk", {"tools/1 [py2]"}),
+    "a tool is gone": (f"rm -r ~{USER}/workspaces/py2/lib/python2.7/site-packages/nltk", {"tools/1 [py2]"}),
     "the system's Python has packages": (
         "mkdir -p /usr/lib/python3/dist-packages/numpy; : >/usr/lib/python3/dist-packages/numpy/__init__.py",
         {"clean-system-python/1"},
     ),
-    "the digits are cut": ("truncate --size=-784 /opt/dl/data/mnist/train-images-idx3-ubyte", {"digits/1"}),
+    "the digits are cut": (f"truncate --size=-784 {MNIST}/train-images-idx3-ubyte", {"digits/1"}),
     # The agent would mend it within a minute.
     "everybody reads the keys": (
-        "systemctl stop confd; chmod 644 ~ubuntu/.qingstor/config.yaml",
+        f"systemctl stop confd; chmod 644 ~{USER}/.qingstor/config.yaml",
         {"object-store-keys/1"},
     ),
     "qsctl is gone": ("rm $(command -v qsctl)", {"object-store-tool/1"}),
-    "the volume is root's": ("chown root: /data; chmod 755 /data", {"data-volume/1"}),
+    "the volume is root's": (f"chown root: {DATA}; chmod 755 {DATA}", {"data-volume/1"}),
     "PyTorch is another": (
-        "echo \"__version__ = '9'\" >>~ubuntu/workspaces/py2/lib/python2.7/site-packages/torch/version.py",
+        f"echo \"__version__ = '9'\" >>~{USER}/workspaces/py2/lib/python2.7/site-packages/torch/version.py",
         {"pytorch-version/1 [py2]"},
     ),
 }

@@ -16,10 +16,10 @@ from kiln.platform import LABEL, Cluster, Node, cluster, docker, remove_volumes
 from kiln.release_ids import ReleaseIds
 from kiln.trial import Topology, left
 from stage_container import PROJECT
+from tabled import DATA, GPU_MONITOR, HOME, USER
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-USER, HOME = "ubuntu", "/home/ubuntu"
 ACCESS, SECRET = "A" * 20, "s" * 40
 
 
@@ -51,7 +51,7 @@ def running() -> Iterator[Running]:
             made.await_configuration(node)
             made.run(node, "init")
             made.run(node, "start")
-            made.execute(node, "echo kept | tee /data/marker >/home/ubuntu/marker")
+            made.execute(node, f"echo kept | tee {DATA}/marker >{HOME}/marker")
             yield Running(made, Probes(topology, USER, HOME))
     finally:
         remove_volumes(name)
@@ -73,11 +73,11 @@ PROBES: dict[str, Probe] = {
     "secrets": lambda r: r.probes.secrets(r.node, [ACCESS, SECRET]),
 }
 
-MONITOR = "/opt/dl/gpu-monitor.py"
+
 CONFIG = f"{HOME}/.qingstor/config.yaml"
 
 BREAKS = [
-    ("volume", "chown root: /data", "chown ubuntu: /data", "wanted ubuntu's"),
+    ("volume", f"chown root: {DATA}", f"chown {USER}: {DATA}", f"wanted {USER}'s"),
     (
         "names",
         "cp /etc/hosts /root/h; sed '/node1/s/^[0-9]*/9/' /root/h >/etc/hosts",
@@ -86,24 +86,34 @@ BREAKS = [
     ),
     ("forgotten", "cp /etc/hosts /root/h; echo 10.0.0.7 node7 >>/etc/hosts", "cat /root/h >/etc/hosts", "node7"),
     ("ssh", "systemctl stop ssh", "systemctl start ssh", "port 22"),
-    ("monitor", f"cp {MONITOR} /root/m; echo 'import sys; sys.exit(1)' >{MONITOR}", f"cp /root/m {MONITOR}", "no JSON"),
-    ("monitor", f"cp {MONITOR} /root/m; echo 'print(\"{{}}\")' >{MONITOR}", f"cp /root/m {MONITOR}", "other keys"),
     (
         "monitor",
-        f"cp {MONITOR} /root/m; sed -i 's:^import errno:import time, errno; time.sleep(6):' {MONITOR}",
-        f"cp /root/m {MONITOR}",
+        f"cp {GPU_MONITOR} /root/m; echo 'import sys; sys.exit(1)' >{GPU_MONITOR}",
+        f"cp /root/m {GPU_MONITOR}",
+        "no JSON",
+    ),
+    (
+        "monitor",
+        f"cp {GPU_MONITOR} /root/m; echo 'print(\"{{}}\")' >{GPU_MONITOR}",
+        f"cp /root/m {GPU_MONITOR}",
+        "other keys",
+    ),
+    (
+        "monitor",
+        f"cp {GPU_MONITOR} /root/m; sed -i 's:^import errno:import time, errno; time.sleep(6):' {GPU_MONITOR}",
+        f"cp /root/m {GPU_MONITOR}",
         "took",
     ),
     ("healthy", "systemctl stop ssh", "systemctl start ssh", "exit code 12"),
     ("healthy", "mv /etc/deeplearning/node.conf /root", "mv /root/node.conf /etc/deeplearning", "exit code 14"),
     ("revived", "systemctl mask --now ssh", "systemctl unmask ssh; systemctl start ssh", "the action ends with"),
-    ("unused", "sleep 60 >/data/open & echo $! >/root/pid", "kill $(cat /root/pid)", "still open"),
-    ("kept", "mv /data/marker /root", "mv /root/marker /data", "the markers say"),
-    ("keys", f"chmod 644 {CONFIG}", f"chmod 600 {CONFIG}", "ubuntu 644"),
-    ("keys", f"chown root {CONFIG}", f"chown ubuntu {CONFIG}", "root 600"),
+    ("unused", f"sleep 60 >{DATA}/open & echo $! >/root/pid", "kill $(cat /root/pid)", "still open"),
+    ("kept", f"mv {DATA}/marker /root", f"mv /root/marker {DATA}", "the markers say"),
+    ("keys", f"chmod 644 {CONFIG}", f"chmod 600 {CONFIG}", f"{USER} 644"),
+    ("keys", f"chown root {CONFIG}", f"chown {USER} {CONFIG}", "root 600"),
     ("keys", f"sed -i s/ss/tt/ {CONFIG}", f"sed -i s/tt/ss/ {CONFIG}", "other keys"),
     ("secrets", f"echo {SECRET} >/var/log/confd.out", "rm /var/log/confd.out", "/var/log/confd.out"),
-    ("secrets", f"cp {CONFIG} /data/copy", "rm /data/copy", "/data/copy"),
+    ("secrets", f"cp {CONFIG} {DATA}/copy", f"rm {DATA}/copy", f"{DATA}/copy"),
     ("secrets", f"echo {ACCESS} >/run/leak", "rm /run/leak", "/run/leak"),
     ("secrets", f"echo {ACCESS} >/opt/leak", "rm /opt/leak", "/opt/leak"),
     (

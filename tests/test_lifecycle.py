@@ -11,6 +11,7 @@ import yaml
 
 from kiln.platform import Cluster, Node, cluster, remove_volumes
 from stage_container import PROJECT
+from tabled import DATA, HOME, USER
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -68,57 +69,59 @@ def node(boot: Callable[[str], Shell]) -> Shell:
 @pytest.fixture
 def fresh(node: Shell) -> Shell:
     """The node with an empty volume of root's, as the platform hands it over."""
-    node("find /data -mindepth 1 -delete; chown root:root /data; chmod 755 /data; systemctl start ssh")
+    node(f"find {DATA} -mindepth 1 -delete; chown root:root {DATA}; chmod 755 {DATA}; systemctl start ssh")
     return node
 
 
 def snapshot(node: Shell) -> str:
     """Everything of the volume that a command could change, times of change included."""
-    return node.says("find /data -printf '%p %y %U:%G %m %s %T@ %C@\\n' | sort; getfattr -Rd /data 2>/dev/null; true")
+    return node.says(
+        f"find {DATA} -printf '%p %y %U:%G %m %s %T@ %C@\\n' | sort; getfattr -Rd {DATA} 2>/dev/null; true"
+    )
 
 
 @pytest.mark.parametrize("command", ["init", "upgrade"])
 def test_the_volume_becomes_the_users(fresh: Shell, command: str) -> None:
-    assert fresh.says("stat -c %U /data") == "root"
+    assert fresh.says(f"stat -c %U {DATA}") == "root"
     assert fresh.run(command).returncode == 0
-    assert fresh.says("stat -c %U:%G /data") == "ubuntu:ubuntu"
-    assert fresh("echo mine >/data/file", user="ubuntu").returncode == 0
+    assert fresh.says(f"stat -c %U:%G {DATA}") == f"{USER}:{USER}"
+    assert fresh(f"echo mine >{DATA}/file", user=USER).returncode == 0
 
 
 @pytest.mark.parametrize("command", ["init", "upgrade", "start", "stop", "health-check", "health-action", "hosts"])
 def test_a_second_run_changes_nothing(fresh: Shell, command: str) -> None:
-    fresh.says("echo one >/data/one; ln -s one /data/link; mkdir /data/folder")
+    fresh.says(f"echo one >{DATA}/one; ln -s one {DATA}/link; mkdir {DATA}/folder")
     assert fresh.run(command).returncode == 0
-    before = snapshot(fresh), fresh.says("cat /etc/hosts; ls -ln /home/ubuntu/.qingstor")
+    before = snapshot(fresh), fresh.says(f"cat /etc/hosts; ls -ln {HOME}/.qingstor")
     again = fresh.run(command)
     assert (again.returncode, again.stdout) == (0, "")
-    assert (snapshot(fresh), fresh.says("cat /etc/hosts; ls -ln /home/ubuntu/.qingstor")) == before
+    assert (snapshot(fresh), fresh.says(f"cat /etc/hosts; ls -ln {HOME}/.qingstor")) == before
 
 
 @pytest.mark.parametrize("command", ["init", "upgrade"])
 def test_what_users_put_there_belongs_to_whom_it_belonged(fresh: Shell, command: str) -> None:
     # A volume of release 1.0 holds a Miniconda of root's.
     fresh.says(
-        "mkdir -p /data/miniconda2/bin; touch /data/miniconda2/bin/python; "
-        "install -o 1234 -g 99 -m 640 /dev/null /data/x; "
-        "touch '/data/a name\n in two lines'; ln -s /etc/passwd /data/link; chown -h 77 /data/link"
+        f"mkdir -p {DATA}/miniconda2/bin; touch {DATA}/miniconda2/bin/python; "
+        f"install -o 1234 -g 99 -m 640 /dev/null {DATA}/x; "
+        f"touch '{DATA}/a name\n in two lines'; ln -s /etc/passwd {DATA}/link; chown -h 77 {DATA}/link"
     )
-    before = fresh.says("find /data -mindepth 1 -printf '%p %U:%G %m %T@ %C@\\n' | sort; stat -c %u /etc/passwd")
+    before = fresh.says(f"find {DATA} -mindepth 1 -printf '%p %U:%G %m %T@ %C@\\n' | sort; stat -c %u /etc/passwd")
     assert fresh.run(command).returncode == 0
-    after = fresh.says("find /data -mindepth 1 -printf '%p %U:%G %m %T@ %C@\\n' | sort; stat -c %u /etc/passwd")
+    after = fresh.says(f"find {DATA} -mindepth 1 -printf '%p %U:%G %m %T@ %C@\\n' | sort; stat -c %u /etc/passwd")
     assert after == before
-    assert fresh.says("stat -c %U /data") == "ubuntu"
+    assert fresh.says(f"stat -c %U {DATA}") == USER
 
 
 @pytest.mark.parametrize("command", ["init", "upgrade"])
 def test_interrupted_at_any_moment_it_can_be_repeated(fresh: Shell, command: str) -> None:
     for delay in (0, 0.002, 0.005, 0.01, 0.02, 0.05):
-        fresh("chown root:root /data; rm -rf /home/ubuntu/.qingstor/none")
+        fresh(f"chown root:root {DATA}; rm -rf {HOME}/.qingstor/none")
         fresh(f"setsid env -i /opt/dl/bin/{command} & sleep {delay}; kill -KILL -- -$!; wait")
         assert fresh.run(command).returncode == 0
-        assert fresh.says("stat -c %U /data; stat -c '%U %a' /home/ubuntu/.qingstor/config.yaml").splitlines() == [
-            "ubuntu",
-            "ubuntu 600",
+        assert fresh.says(f"stat -c %U {DATA}; stat -c '%U %a' {HOME}/.qingstor/config.yaml").splitlines() == [
+            USER,
+            f"{USER} 600",
         ]
 
 
@@ -130,7 +133,7 @@ def test_start_revives_what_is_down(fresh: Shell) -> None:
 
 
 def test_stop_ends_what_uses_the_volume_and_nothing_else(fresh: Shell) -> None:
-    fresh.says("setsid sleep 301 >/data/open 2>&1 & cd /data && setsid sleep 302 >/dev/null 2>&1 &")
+    fresh.says(f"setsid sleep 301 >{DATA}/open 2>&1 & cd {DATA} && setsid sleep 302 >/dev/null 2>&1 &")
     fresh.says("cd / && setsid sleep 303 >/dev/null 2>&1 &")
     assert fresh.run("stop").returncode == 0
     running = fresh.says("pgrep -a sleep || true")
@@ -141,20 +144,20 @@ def test_stop_ends_what_uses_the_volume_and_nothing_else(fresh: Shell) -> None:
 
 
 def test_stop_does_not_wait_for_ever(fresh: Shell) -> None:
-    fresh.says("trap '' TERM; setsid sleep 304 >/data/open 2>&1 &")
+    fresh.says(f"trap '' TERM; setsid sleep 304 >{DATA}/open 2>&1 &")
     begun = time.monotonic()
     done = fresh.run("stop")
     assert done.returncode == 0
     assert "sleep 304" in done.stderr
-    assert "still uses /data" in done.stderr
+    assert f"still uses {DATA}" in done.stderr
     assert 10 < time.monotonic() - begun < 60
     fresh("pkill -KILL -f 'sleep 304'")
 
 
 def test_qsctl_accepts_the_file_of_a_cluster_without_qingstor(fresh: Shell) -> None:
     assert fresh.run("init").returncode == 0
-    assert fresh.says("stat -c '%U %a' /home/ubuntu/.qingstor/config.yaml") == "ubuntu 600"
-    done = fresh("timeout 20 bash -lc 'qsctl ls qs://mydata'", user="ubuntu")
+    assert fresh.says(f"stat -c '%U %a' {HOME}/.qingstor/config.yaml") == f"{USER} 600"
+    done = fresh("timeout 20 bash -lc 'qsctl ls qs://mydata'", user=USER)
     assert "format error" not in done.stdout + done.stderr, "qsctl 1.x refuses an empty file"
     assert "cannot be reached" in done.stderr, "it did not come so far as to ask the object store"
 
@@ -165,18 +168,18 @@ def test_the_template_is_rendered_again_with_owner_and_mode(made: Cluster, fresh
         made.env = {"QingStor": "true", "access_key": key, "secret_key": "s" * 40}
         made.publish()
         for _ in range(150):
-            if key in fresh.says("cat /home/ubuntu/.qingstor/config.yaml"):
+            if key in fresh.says(f"cat {HOME}/.qingstor/config.yaml"):
                 break
             time.sleep(0.2)
-        assert key in fresh.says("cat /home/ubuntu/.qingstor/config.yaml")
-        assert fresh.says("stat -c '%U:%G %a' /home/ubuntu/.qingstor/config.yaml") == "ubuntu:ubuntu 600"
+        assert key in fresh.says(f"cat {HOME}/.qingstor/config.yaml")
+        assert fresh.says(f"stat -c '%U:%G %a' {HOME}/.qingstor/config.yaml") == f"{USER}:{USER} 600"
 
 
 def test_no_volume(boot: Callable[[str], Shell]) -> None:
     node = boot("none")
     for command in ("init", "upgrade", "start", "health-check"):
         done = node.run(command)
-        assert (done.returncode, "no volume is mounted at /data" in done.stderr) == (10, True), command
+        assert (done.returncode, f"no volume is mounted at {DATA}" in done.stderr) == (10, True), command
     assert node.run("stop").returncode == 0, "a node without a volume must still be stopped"
 
 

@@ -21,25 +21,25 @@ from kiln.losses import Loss, LossReport, find_losses, rescue
 from kiln.node_tools import data_manifest
 from kiln.node_tools import losses as program
 from kiln.store import Store
+from tabled import DATA, HOME, PYTHON_PATH, USER
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 IMAGE = "deeplearning:1.1-cpu"
-HOME = "/home/ubuntu"
 PY3 = f"{HOME}/workspaces/py3"
 SITE = f"{PY3}/lib/python3.6/site-packages"
 
 USERS_WORK = f"""
 cd {HOME}
-as() {{ su ubuntu -s /bin/bash -c "$1"; }}
+as() {{ su {USER} -s /bin/bash -c "$1"; }}
 as 'head -c 5000000 /dev/urandom > model.h5'
 as 'mkdir -p dataset/empty dataset/images && cd dataset/images && for n in $(seq 3000); do echo $n > $n.txt; done'
 as 'mkdir projects && ln model.h5 projects/same.h5 && touch projects/a && ln -s ../model.h5 projects/link'
 as 'cd .config && for n in $(seq 30); do echo $n > conf$n; done'
 as 'printf x > "$(printf "new\\nline \\377")"'
 echo 'export MINE=1' >> .bashrc
-mkdir -p /var/spool/cron/crontabs && echo '0 3 * * * /home/ubuntu/train.sh' > /var/spool/cron/crontabs/ubuntu
-chmod 600 /var/spool/cron/crontabs/ubuntu
+mkdir -p /var/spool/cron/crontabs && echo '0 3 * * * {HOME}/train.sh' > /var/spool/cron/crontabs/{USER}
+chmod 600 /var/spool/cron/crontabs/{USER}
 mkdir {SITE}/example-1.0.dist-info && echo 'x = 1' > {SITE}/example.py && mkdir -p {SITE}/example_pkg
 echo 'x = 1' > {SITE}/example_pkg/__init__.py
 cd {SITE} && printf 'example.py,,\\nexample_pkg/__init__.py,,\\n' > example-1.0.dist-info/RECORD
@@ -57,7 +57,7 @@ echo ls > {HOME}/.bash_history
 mkdir -p {HOME}/.cache/pip && echo x > {HOME}/.cache/pip/wheel
 python3 -m compileall -q {PY3}/lib/python3.6/site-packages/absl
 echo x > /tmp/scratch; echo x > /var/log/mine.log; echo abc > /etc/machine-id
-echo x > /data/kept
+echo x > {DATA}/kept
 rm /usr/share/perl5/Debconf/Log.pm /etc/debian_version
 """
 
@@ -91,12 +91,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="module")
 def used(store: Store) -> Iterator[tuple[str, LossReport]]:
     """A node that somebody used, and its report."""
-    with container("--network=none", "--volume=/data") as name:
+    with container("--network=none", f"--volume={DATA}") as name:
         inside(name, USERS_WORK)
-        docker(
-            "exec", "-d", "-u", "ubuntu", "-w", HOME, name, f"{PY3}/bin/python", "-c", "import time; time.sleep(999)"
-        )
-        docker("exec", "-d", "-u", "ubuntu", name, "bash", "-c", "exec -a jupyter-notebook sleep 999")
+        docker("exec", "-d", "-u", USER, "-w", HOME, name, f"{PY3}/bin/python", "-c", "import time; time.sleep(999)")
+        docker("exec", "-d", "-u", USER, name, "bash", "-c", "exec -a jupyter-notebook sleep 999")
         time.sleep(0.5)
         yield name, find_losses(name, IMAGE, store)
 
@@ -116,7 +114,7 @@ def test_an_untouched_node_loses_nothing(store: Store) -> None:
 
 
 def test_what_is_no_loss_is_not_told(store: Store) -> None:
-    with container("--network=none", "--volume=/data") as name:
+    with container("--network=none", f"--volume={DATA}") as name:
         inside(name, NOTHING_LOST)
         report = find_losses(name, IMAGE, store)
         assert report.losses == ()
@@ -135,7 +133,7 @@ def test_files_are_told_each_by_itself_or_as_a_folder(used: tuple[str, LossRepor
     _, report = used
     files, folders = of(report, "file"), of(report, "files")
     assert files[f"{HOME}/model.h5"].size == 5_000_000
-    assert files[f"{HOME}/model.h5"].advice == f"cp -a --parents {HOME}/model.h5 /data/"
+    assert files[f"{HOME}/model.h5"].advice == f"cp -a --parents {HOME}/model.h5 {DATA}/"
     assert files[f"{HOME}/.bashrc"].change == "changed"
     assert f"{HOME}/new%0Aline %FF" in files
     assert "note what you changed" in files["/usr/bin/env"].advice
@@ -156,7 +154,7 @@ def test_packages_and_distributions_are_told_by_name_and_not_by_file(used: tuple
     distributions = {name: loss.change for name, loss in of(report, "distribution").items()}
     gone = next(name for name in distributions if "werkzeug" in name)
     assert distributions == {"py3: example 1.0": "added", gone: "removed"}
-    assert "pip freeze > /data/requirements-py3.txt" in of(report, "distribution")["py3: example 1.0"].advice
+    assert f"pip freeze > {DATA}/requirements-py3.txt" in of(report, "distribution")["py3: example 1.0"].advice
     assert {name: loss.change for name, loss in of(report, "package").items()} == {"example-tool 2.0-1": "added"}
     assert "example" not in " ".join(of(report, "file"))
 
@@ -164,8 +162,8 @@ def test_packages_and_distributions_are_told_by_name_and_not_by_file(used: tuple
 def test_crontabs_and_what_runs_are_told(used: tuple[str, LossReport]) -> None:
     _, report = used
     (crontab,) = of(report, "crontab").values()
-    assert crontab.name == "/var/spool/cron/crontabs/ubuntu"
-    assert crontab.advice.startswith("crontab -u ubuntu -l > /data/crontab-ubuntu; ")
+    assert crontab.name == f"/var/spool/cron/crontabs/{USER}"
+    assert crontab.advice.startswith(f"crontab -u {USER} -l > {DATA}/crontab-{USER}; ")
     (training,) = of(report, "training").values()
     assert f"in {HOME})" in training.name
     assert training.size > 1 << 20
@@ -181,14 +179,14 @@ def test_crontabs_and_what_runs_are_told(used: tuple[str, LossReport]) -> None:
 def test_a_rescue_keeps_everything_of_a_file_and_overwrites_nothing(used: tuple[str, LossReport]) -> None:
     name, report = used
     folder = rescue(name, report)
-    assert folder == "/data/rescued-from-1.1"
+    assert folder == f"{DATA}/rescued-from-1.1"
     format_ = "%U %G %a %.Y %s %h"
     for path in ("model.h5", "projects/same.h5", "dataset/images/17.txt", "projects/a"):
         stat = f"stat -c '{format_}' {HOME}/{path} {folder}{HOME}/{path}"
         original, copy = inside(name, stat).splitlines()
         assert original == copy
-    assert inside(name, f"stat -c '%U %a' {folder} {folder}/var/spool/cron/crontabs/ubuntu").splitlines() == [
-        *("ubuntu 755", "root 600")
+    assert inside(name, f"stat -c '%U %a' {folder} {folder}/var/spool/cron/crontabs/{USER}").splitlines() == [
+        *(f"{USER} 755", "root 600")
     ]
     assert inside(name, f"readlink {folder}{HOME}/projects/link") == "../model.h5"
     same = f"stat -c %i {folder}{HOME}/model.h5 {folder}{HOME}/projects/same.h5"
@@ -201,13 +199,13 @@ def test_a_rescue_keeps_everything_of_a_file_and_overwrites_nothing(used: tuple[
     assert f"sudo cp -a {folder}/home" in note
     assert "example" in note
     inside(name, f"echo mine > {folder}{HOME}/model.h5")
-    assert rescue(name, report) == "/data/rescued-from-1.1-2"
+    assert rescue(name, report) == f"{DATA}/rescued-from-1.1-2"
     assert inside(name, f"cat {folder}{HOME}/model.h5") == "mine"
-    assert "partial" not in inside(name, "ls /data")
+    assert "partial" not in inside(name, f"ls {DATA}")
 
 
 def test_a_rescue_keeps_xattrs_and_holes(store: Store) -> None:
-    with container("--network=none", "--volume=/data") as name:
+    with container("--network=none", f"--volume={DATA}") as name:
         inside(name, f"truncate -s 1G {HOME}/sparse; echo end >> {HOME}/sparse")
         inside(name, f'python3 -c \'import os; os.setxattr("{HOME}/sparse", "user.origin", b"camera")\'')
         report = find_losses(name, IMAGE, store)
@@ -218,19 +216,19 @@ def test_a_rescue_keeps_xattrs_and_holes(store: Store) -> None:
 
 
 def test_a_rescue_that_has_no_room_or_no_volume_leaves_nothing(store: Store) -> None:
-    with container("--network=none", "--tmpfs=/data:size=80m") as name:
+    with container("--network=none", f"--tmpfs={DATA}:size=80m") as name:
         inside(name, f"head -c 30000000 /dev/urandom > {HOME}/model.h5")
         report = find_losses(name, IMAGE, store)
-        with pytest.raises(KilnError, match="/data has 80 MiB free and the copy needs 92 MiB"):
+        with pytest.raises(KilnError, match=f"{DATA} has 80 MiB free and the copy needs 92 MiB"):
             rescue(name, report)
-        assert inside(name, "ls -A /data") == ""
+        assert inside(name, f"ls -A {DATA}") == ""
     with container("--network=none") as name:
         inside(name, f"echo x > {HOME}/x")
         report = find_losses(name, IMAGE, store)
         assert not report.mounted
-        with pytest.raises(KilnError, match="no volume is mounted at /data"):
+        with pytest.raises(KilnError, match=f"no volume is mounted at {DATA}"):
             rescue(name, report)
-        assert inside(name, "ls -A /data") == ""
+        assert inside(name, f"ls -A {DATA}") == ""
 
 
 def test_every_python_of_a_node_says_the_same(used: tuple[str, LossReport]) -> None:
@@ -242,7 +240,7 @@ def test_every_python_of_a_node_says_the_same(used: tuple[str, LossReport]) -> N
     }
     request["distributions"] = [f"{SITE}/example-1.0.dist-info"]
     said = []
-    for python in ("/usr/bin/python3", "/opt/python/2.7/bin/python2.7", "/opt/python/3.6/bin/python3.6"):
+    for python in ("/usr/bin/python3", f"{PYTHON_PATH}/2.7/bin/python2.7", f"{PYTHON_PATH}/3.6/bin/python3.6"):
         answers = []
         for words in (["facts", PY3], ["resolve"]):
             command = ["docker", "exec", "-i", name, python, "-c", Path(program.__file__).read_text(), *words]
@@ -259,7 +257,7 @@ def test_every_python_of_a_node_says_the_same(used: tuple[str, LossReport]) -> N
     assert f"{SITE}/example.py" in resolved["distributions"][f"{SITE}/example-1.0.dist-info"]
 
 
-@pytest.mark.parametrize("user", ["root", "ubuntu"])
+@pytest.mark.parametrize("user", ["root", USER])
 def test_over_ssh(user: str, store: Store, tmp_path: Path) -> None:
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)

@@ -23,6 +23,7 @@ from kiln.package_corners import rows
 from kiln.package_template import Template
 from kiln.project import Project
 from kiln.release_ids import ReleaseIds
+from tabled import DATA, GPU_MONITOR, PASSWORD
 
 NAMES = ("cuda91-basic", "cuda91-advance", "cuda80-basic", "cuda80-advance", "cpu")
 GPU_NAMES = NAMES[:4]
@@ -128,7 +129,7 @@ def test_topology(made: dict[str, Files], name: str) -> None:
         "image": ids["images"][image]["id"],
         "zone": ids["images"][image]["zone"],
     }
-    assert (node["count"], node["volume"]) == (3, {"size": 500, "mount_point": "/data"})
+    assert (node["count"], node["volume"]) == (3, {"size": 500, "mount_point": DATA})
     assert node["user_access"] is True
     assert "role" not in node, "release 1.1 had no role, and an upgrade wants the same roles"
     assert node["services"].keys() == {"init", "start", "stop", "upgrade"}
@@ -148,7 +149,7 @@ def test_both_cpu_packages_of_1_1_have_a_way_up(made: dict[str, Files]) -> None:
 @pytest.mark.parametrize("name", GPU_NAMES)
 def test_monitor(made: dict[str, Files], name: str) -> None:
     monitor = topology_of(made[name])["monitor"]
-    assert monitor["cmd"] == "/usr/bin/python /opt/dl/gpu-monitor.py"
+    assert monitor["cmd"] == f"/usr/bin/python {GPU_MONITOR}"
     assert len(monitor["items"]) == 14
     assert {item["statistics_type"] for item in monitor["items"].values()} == {"latest"}
     assert {item["value_type"] for item in monitor["items"].values()} == {"int"}
@@ -162,8 +163,8 @@ def test_monitor(made: dict[str, Files], name: str) -> None:
 
 def test_users_are_told_what_an_upgrade_keeps(made: dict[str, Files]) -> None:
     for files in made.values():
-        assert "Only the files in /data are kept" in json.loads(files["locale/en.json"])["notice_when_upgrade"]
-        assert "仅 /data 目录下的文件能够保留" in json.loads(files["locale/zh-cn.json"])["notice_when_upgrade"]
+        assert f"Only the files in {DATA} are kept" in json.loads(files["locale/en.json"])["notice_when_upgrade"]
+        assert f"仅 {DATA} 目录下的文件能够保留" in json.loads(files["locale/zh-cn.json"])["notice_when_upgrade"]
 
 
 def test_every_exit_code_of_the_node_has_a_text(made: dict[str, Files]) -> None:
@@ -190,7 +191,7 @@ def test_no_secret_and_no_byte_order_mark(made: dict[str, Files]) -> None:
     for files in made.values():
         for text in files.values():
             assert not text.startswith("\ufeff")
-            assert "p12cHANgepwD" not in text
+            assert PASSWORD not in text
 
 
 def test_a_release_without_forerunners_has_no_upgrade_policy(project: Project) -> None:

@@ -26,6 +26,7 @@ from kiln.package_files import read_package
 from kiln.package_json import JsonError, parse
 from kiln.project import Project
 from kiln.release_ids import ReleaseIds
+from tabled import DATA, USER
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 FORM, TOPOLOGY = "config.json", "cluster.json.mustache"
@@ -209,7 +210,7 @@ DEFECTS: dict[str, tuple[dict[str, bytes], str, str]] = {
         'nodes[0].services.init.cmd: "init.sh" is not a full path',
     ),
     "second command without a path": (
-        with_topology(put(lambda t: services(t)["init"], cmd="/bin/true && chown ubuntu /data")),
+        with_topology(put(lambda t: services(t)["init"], cmd=f"/bin/true && chown {USER} {DATA}")),
         TOPOLOGY,
         '"chown" is not a full path',
     ),
@@ -353,7 +354,7 @@ def test_an_older_package_is_told_its_defects() -> None:
     topology = json.loads(re.sub(r"(\{\{[\w.]+\}\})", r'"\1"', GOOD[TOPOLOGY].decode()))
     del topology["health_check"]
     node = topology["nodes"][0]
-    node["services"] = {"init": {"post_start_service": True, "cmd": "chown -R ubuntu:ubuntu /data"}}
+    node["services"] = {"init": {"post_start_service": True, "cmd": f"chown -R {USER}:{USER} {DATA}"}}
     text = re.sub(r'"(\{\{[\w.]+\}\})"', r"\1", json.dumps(topology))
     text = text.replace('"Temperature_1": {', '"Temperature_1": {}, "Temperature_1": {', 1)
     told = "\n".join(map(str, check({FORM: GOOD[FORM], TOPOLOGY: text.encode()})))
@@ -606,7 +607,7 @@ def test_commands_that_the_image_lacks_are_found(tmp_path: Path) -> None:
     files = with_topology(
         lambda topology: topology["nodes"][0].update(
             services={
-                "init": {"cmd": "/bin/ls /data"},
+                "init": {"cmd": f"/bin/ls {DATA}"},
                 "start": {"cmd": "/opt/dl/bin/no-such-command; /bin/true"},
                 "stop": {"cmd": "/etc/passwd"},
                 "upgrade": {"cmd": "/bin/sh /opt/no-such-script"},

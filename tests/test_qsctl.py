@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from stage_container import Target, baked_plan, started
+from tabled import HOME, USER
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
-USER, HOME = "ubuntu", "/home/ubuntu"
 HOST, BUCKET, PORT = "qingstor.test", "mydata", 8080
 BREAKING, SILENT = 8081, 8082
 ACCESS, SECRET = "ACCESSKEYFORTHISTEST", "secret" * 6 + "keys"

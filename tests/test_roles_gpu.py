@@ -15,6 +15,7 @@ from kiln.engine import Engine
 from kiln.plan import Plan
 from kiln.standin import serving
 from stage_container import STORE, Run, Target, baked_plan, named, supplied
+from tabled import CUDA, CUDNN
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -52,13 +53,13 @@ def other(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Repository:
     stage = named(plan, "nvidia-repository")
     assert stage.parent is not None
     variables = copy.deepcopy(stage.variables)
-    toolkit = variables["nvidia_repository_cuda"]["9.1"]
+    toolkit = variables["nvidia_repository_cuda"][CUDA]
     for package in toolkit["packages"]:
         package["version"] = newer(package["version"])
-    release = variables["nvidia_repository_cudnn"]["7.1.3"]
-    release["builds"] = {"9.1": newer(release["builds"]["9.1"])}
-    variables["nvidia_repository_cuda"] = {"9.1": toolkit}
-    variables["nvidia_repository_cudnn"] = {"7.1.3": release}
+    release = variables["nvidia_repository_cudnn"][CUDNN]
+    release["builds"] = {CUDA: newer(release["builds"][CUDA])}
+    variables["nvidia_repository_cuda"] = {CUDA: toolkit}
+    variables["nvidia_repository_cudnn"] = {CUDNN: release}
     folder = tmp_path_factory.mktemp("other")
     with supplied(plan, plan.by_digest[stage.parent], [stage], folder) as target:
         run = target.run_role("nvidia_repository", **variables)

@@ -9,10 +9,10 @@ import pytest
 
 from kiln.matrix import Login
 from stage_container import Target, baked_plan, started
+from tabled import USER
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
-USER = "ubuntu"
 POLICIES: tuple[Login, ...] = ("published-password", "forced-change", "keys-only")
 
 

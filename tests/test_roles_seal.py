@@ -12,13 +12,13 @@ import pytest
 from kiln.bootstrap import index_folder, lock_name
 from kiln.plan import Plan
 from stage_container import CHECKOUT, STORE, Run, Target, baked_plan, chain, named, started
+from tabled import DATA, HOME
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 MARK = "planted-7f3a"
 """Stands in every planted file: none of it may be found afterwards."""
 
-HOME = "/home/ubuntu"
 
 GONE = [
     # A node's own
@@ -82,8 +82,8 @@ KEPT = [
     f"{HOME}/.config/matplotlib/matplotlibrc",
     f"{HOME}/.qingstor/config.yaml",
     f"{HOME}/project/.cache/kept",
-    "/data/model.bin",
-    "/data/.bash_history",
+    f"{DATA}/model.bin",
+    f"{DATA}/.bash_history",
     "/opt/dl/data.bin",
     "/etc/apt/apt.conf.d/90kept",
     "/etc/apt/sources.list",
@@ -155,7 +155,7 @@ def test_apt_can_start_again(sealed: Sealed) -> None:
 
 
 def test_nothing_planted_is_found_outside_what_is_kept(sealed: Sealed) -> None:
-    found = sealed.target.shell(f"grep -rlF {MARK} /etc /home /root /var /opt /data /srv || true").split()
+    found = sealed.target.shell(f"grep -rlF {MARK} /etc /home /root /var /opt {DATA} /srv || true").split()
     assert sorted(found) == sorted(KEPT)
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tabled import CPU_FLOOR, PYTHON3
+
 SERIES = f"{sys.version_info.major}.{sys.version_info.minor}"
 EPOCH = 1533081600
 
@@ -61,7 +63,7 @@ def test_a_login_shell_names_the_missing_flag(root: Path, tmp_path: Path, flags:
     floor.write_text(flags)
     profile = (root / "roles/base/files/root/etc/profile.d/cpu-floor.sh").read_text()
     answer = subprocess.run(
-        ["sh", "-c", profile.replace("/etc/deeplearning/cpu-floor", str(floor))],
+        ["sh", "-c", profile.replace(CPU_FLOOR, str(floor))],
         capture_output=True,
         text=True,
         check=True,
@@ -72,15 +74,15 @@ def test_a_login_shell_names_the_missing_flag(root: Path, tmp_path: Path, flags:
 
 
 def test_a_carried_interpreter_forgets_its_old_prefix(root: Path, tmp_path: Path) -> None:
-    old = tmp_path / "old" / "python-3.6.15"
+    old = tmp_path / "old" / f"python-{PYTHON3}"
     config = old / "lib/python3.6/config-3.6m"
     config.mkdir(parents=True)
     (old / "bin").mkdir()
-    (config / "Makefile").write_text(f"prefix=\t\t{old}\nabs_builddir=\t/tmp/build.1/Python-3.6.15\n")
-    (old / "lib/python3.6/_sysconfigdata.py").write_text(f"x = '-L{old}/lib -I/tmp/build.1/Python-3.6.15/Include'")
+    (config / "Makefile").write_text(f"prefix=\t\t{old}\nabs_builddir=\t/tmp/build.1/Python-{PYTHON3}\n")
+    (old / "lib/python3.6/_sysconfigdata.py").write_text(f"x = '-L{old}/lib -I/tmp/build.1/Python-{PYTHON3}/Include'")
     (old / "bin/python3.6-config").write_text(f"#!{old}/bin/python3.6\n")
     with tarfile.open(tmp_path / "python.tar", "w") as archive:
-        archive.add(old, "python-3.6.15")
+        archive.add(old, f"python-{PYTHON3}")
     new = tmp_path / "opt" / "3.6"
     run_script(root / "roles/python_build/files/carry.sh", str(tmp_path / "python.tar"), str(new))
     assert (new / "lib/python3.6/_sysconfigdata.py").read_text() == f"x = '-L{new}/lib -I/usr/src/python/Include'"

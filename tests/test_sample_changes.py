@@ -10,12 +10,12 @@ import pytest
 
 from kiln.errors import KilnError
 from kiln.sample_changes import Sample, read_samples, sample_changes
+from tabled import SAMPLES
 
-FOLDER = "/home/ubuntu/test"
 IMAGE = "deeplearning:1.2-cpu"
 
 CHANGES = f"""
-cd {FOLDER}
+cd {SAMPLES}
 rm pycaffe/mnist.py
 mv keras/mnist.ipynb keras/digits.ipynb
 sed -i 's/"--batch"/"--batch-size"/' pytorch/mnist.py
@@ -41,7 +41,7 @@ def changed() -> Iterator[str]:
 
 @pytest.mark.engine
 def test_changes_between_two_images_are_told(changed: str) -> None:
-    old, new = read_samples(IMAGE, FOLDER), read_samples(changed, FOLDER)
+    old, new = read_samples(IMAGE, SAMPLES), read_samples(changed, SAMPLES)
     assert "--batch" in old["pytorch/mnist.py"].flags
     assert sample_changes(old, old) == []
     assert sample_changes(old, new) == [

@@ -15,9 +15,10 @@ import pytest
 
 from kiln.matrix import Matrix
 from stage_container import CHECKOUT, PROJECT, Target
+from tabled import HOME, SAMPLES, USER, WORKSPACES
 
 FILES = CHECKOUT / "roles" / "samples" / "files"
-SAMPLES = sorted(path.relative_to(FILES / "test").as_posix() for path in (FILES / "test").glob("*/*.py"))
+PROGRAMS = sorted(path.relative_to(FILES / "test").as_posix() for path in (FILES / "test").glob("*/*.py"))
 NOTEBOOK = FILES / "test" / "keras" / "mnist.ipynb"
 PYTHONS = ("py2", "py3")
 
@@ -41,10 +42,10 @@ def test_the_guides_samples_are_there() -> None:
         "pytorch/mnist.py",
         "pytorch/mnist_dist.py",
         "keras/mnist.py",
-    } <= set(SAMPLES)
+    } <= set(PROGRAMS)
 
 
-@pytest.mark.parametrize("sample", SAMPLES)
+@pytest.mark.parametrize("sample", PROGRAMS)
 def test_samples_are_written_for_python_3_6(sample: str) -> None:
     ast.parse((FILES / "test" / sample).read_text(encoding="utf-8"), sample, feature_version=(3, 6))
 
@@ -106,8 +107,8 @@ class Node:
 
     def start(self, folder: str, command: str, python: str = "py3") -> Started:
         """Starts a command as the guide says: in a login shell of ubuntu, the virtualenv on, in a folder."""
-        script = f"source /home/ubuntu/workspaces/{python}/bin/activate && cd {folder} && {command}"
-        line = ["docker", "exec", self.target.name, "su", "--login", "ubuntu", "--command", script]
+        script = f"source {WORKSPACES}/{python}/bin/activate && cd {folder} && {command}"
+        line = ["docker", "exec", self.target.name, "su", "--login", USER, "--command", script]
         since = time.monotonic()
         return Started(subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), since)
 
@@ -143,7 +144,7 @@ def test_the_role_run_again_changes_nothing(node: Node) -> None:
 
 @pytest.mark.engine
 def test_all_of_it_is_the_users(node: Node) -> None:
-    found = node.target.shell("find /home/ubuntu/test /home/ubuntu/tensorflow /home/ubuntu/keras ! -user ubuntu")
+    found = node.target.shell(f"find {SAMPLES} {HOME}/tensorflow {HOME}/keras ! -user {USER}")
     assert found == ""
 
 
@@ -157,7 +158,7 @@ def test_samples_compile(node: Node, python: str) -> None:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("folder", ["~/test/pycaffe", "/home/ubuntu/tensorflow", "~/test/pytorch"])
+@pytest.mark.parametrize("folder", ["~/test/pycaffe", f"{HOME}/tensorflow", "~/test/pytorch"])
 def test_a_short_run_tells_what_it_does(node: Node, folder: str, python: str) -> None:
     done = node.run(folder, "python mnist.py --steps 20", python)
     assert done.code == 0, done.err
@@ -210,7 +211,7 @@ def test_torchvision_sees_the_same_digits(node: Node) -> None:
 @pytest.mark.long
 @pytest.mark.engine
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("folder", ["~/test/pycaffe", "~/test/tensorflow", "~/test/pytorch", "/home/ubuntu/keras"])
+@pytest.mark.parametrize("folder", ["~/test/pycaffe", "~/test/tensorflow", "~/test/pytorch", f"{HOME}/keras"])
 def test_a_sample_learns_in_time(node: Node, folder: str, python: str) -> None:
     done = node.run(folder, "python mnist.py", python)
     assert done.code == 0, done.err
@@ -333,7 +334,7 @@ class TensorFlowRun:
 def tensorflow_run(node: Node, python: str, flags: str) -> TensorFlowRun:
     def start(job: str, index: int) -> Started:
         line = f"python mnist_dist.py {CLUSTER} --job_name={job} --task_index={index} {flags}"
-        return node.start("/home/ubuntu/test/tensorflow", line, python)
+        return node.start(f"{SAMPLES}/tensorflow", line, python)
 
     return TensorFlowRun(start("ps", 0), [start("worker", index) for index in range(2)])
 
@@ -435,7 +436,7 @@ def test_a_stopped_rank_ends_pytorchs_run(node: Node) -> None:
     assert says_one_sentence(first, "another rank is lost, so rank 0 ends too"), first
     node.kill("--rank 1 --steps 100001")
     # su stops with the program that it waits for.
-    node.target.shell("pkill -CONT --full '^su --login ubuntu'")
+    node.target.shell(f"pkill -CONT --full '^su --login {USER}'")
     assert ranks[1].wait(10).code != 0
 
 

@@ -14,6 +14,7 @@ from kiln.release_ids import ReleaseIds
 from kiln.training import Ended, Samples, Training
 from kiln.trial import Check
 from stage_container import PROJECT
+from tabled import HOME, MNIST, SAMPLES, USER, VENV3
 
 SERVER = Ended("ps 0 on node1", 0, "ps 0 of 1 at node1:2221\nall workers are done\n")
 WORKERS = [
@@ -96,10 +97,9 @@ def test_a_broken_promise_is_told(judge: Judge, run: list[Ended], says: str) -> 
 
 def trial(before_step: Callable[[str, Cluster], None]) -> list[Check]:
     ids = ReleaseIds(PROJECT.images / "release-ids.example.yml", PROJECT.root, "1.2", ("1.1",))
-    python = "/home/ubuntu/workspaces/py3"
-    places = Samples("/home/ubuntu/test", python, (python, python))
+    places = Samples(SAMPLES, VENV3, (VENV3, VENV3))
     files = Packages(PROJECT, ids).make("cpu")
-    made = Training("deeplearning:1.2-cpu", files, "ubuntu", "/home/ubuntu", before_step=before_step, samples=places)
+    made = Training("deeplearning:1.2-cpu", files, USER, HOME, before_step=before_step, samples=places)
     checks = made.run()
     assert made.exit_code == 1
     assert checks[-1] == Check(checks[-1].step, "everything is gone", "passed")
@@ -120,7 +120,7 @@ def test_nodes_that_cannot_train_are_named(monkeypatch: pytest.MonkeyPatch) -> N
 
     def break_it(step: str, made: Cluster) -> None:
         if step == "TensorFlow":
-            made.execute(made.nodes[1], "rm -r /opt/dl/data/mnist")
+            made.execute(made.nodes[1], f"rm -r {MNIST}")
         if step == "killed rank":
             raise KilnError("enough", where="the test", fix="none")
 

@@ -24,6 +24,7 @@ from kiln.platform import LABEL, Cluster, Service, docker, remove_dead
 from kiln.project import Project
 from kiln.upgrade import Rehearsal
 from stage_container import CHECKOUT, PROJECT, STORE
+from tabled import DATA, HOME, USER
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -97,10 +98,10 @@ def test_the_upgrade_keeps_data_and_tells_what_is_lost(tmp_path: Path) -> None:
     assert {change["component"] for change in report["changes"]} == {"tensorflow", "keras"}
     assert report["samples"] == []
     for node in report["losses"]:
-        assert [loss["name"] for loss in node["losses"]] == ["/home/ubuntu/experiments/notes.txt"]
+        assert [loss["name"] for loss in node["losses"]] == [f"{HOME}/experiments/notes.txt"]
     said = {entry["python"]: entry["says"] for entry in report["environments"]}
-    assert said["/data/miniconda2/bin/python"].startswith("Python 2.7")
-    assert said["/data/environments/py3/bin/python"].startswith("Python 3.6")
+    assert said[f"{DATA}/miniconda2/bin/python"].startswith("Python 2.7")
+    assert said[f"{DATA}/environments/py3/bin/python"].startswith("Python 3.6")
     assert volumes() == []
     page = Path(done.stderr.rpartition("report: ")[2].strip())
     assert "notes.txt" in page.read_text(encoding="utf-8")
@@ -109,8 +110,8 @@ def test_the_upgrade_keeps_data_and_tells_what_is_lost(tmp_path: Path) -> None:
 def test_what_an_upgrade_does_to_data_is_named_entry_by_entry() -> None:
     def tamper(step: str, made: Cluster) -> None:
         if step == "manifest after":
-            script = """
-                cd /data/work
+            script = f"""
+                cd {DATA}/work
                 printf X | dd of=linked bs=1 seek=2 conv=notrunc,fsync status=none; touch -d @1534204800 linked
                 chown 0:0 labelled; mv 'of another user' renamed; fallocate --dig-holes program || :
                 truncate -s 5G sparse.img; rm deep/deep/deep -r
@@ -142,7 +143,7 @@ def is_killed(made: Cluster) -> None:
 
 def loses_its_volume(made: Cluster) -> None:
     node = made.nodes[0]
-    docker("exec", node.container, "umount", "/data", check=False)
+    docker("exec", node.container, "umount", DATA, check=False)
     made.discard(node)
     made.boot(node, volume_mode="none")
     made.publish()
@@ -162,8 +163,8 @@ def has_a_read_only_volume(made: Cluster) -> None:
     [
         ("upgrade", fails, "upgrade ended with code 9: the new release is not ready"),
         ("upgrade", times_out, "upgrade ended with code 124"),
-        ("upgrade", loses_its_volume, "upgrade ended with code 10: no volume is mounted at /data"),
-        ("upgrade", has_a_read_only_volume, "upgrade ended with code 11: the volume at /data cannot be written to"),
+        ("upgrade", loses_its_volume, f"upgrade ended with code 10: no volume is mounted at {DATA}"),
+        ("upgrade", has_a_read_only_volume, f"upgrade ended with code 11: the volume at {DATA} cannot be written to"),
         ("configuration", is_killed, "the configuration was not rendered"),
         ("start", is_killed, "start ended with code 137"),
         ("check", is_killed, "health-check ended with code 137"),
@@ -210,7 +211,7 @@ def test_the_volume_of_another_cluster_is_noticed(tmp_path: Path) -> None:
         docker("volume", "rm", "--force", volume)
     (failed,) = (entry for entry in report.steps if entry.error)
     assert failed.name == "manifest after"
-    assert "/data differs in" in failed.error
+    assert f"{DATA} differs in" in failed.error
     assert report.verdict == "rolled back"
     assert any("missing" in line or "gone" in line or "removed" in line for line in report.differences)
 
@@ -245,9 +246,9 @@ def test_a_full_volume_is_upgraded_and_kept(tmp_path: Path) -> None:
             made.boot(made.nodes[0])
             made.publish()
             made.await_configuration(made.nodes[0])
-            made.execute(made.nodes[0], "chown ubuntu: /data")
+            made.execute(made.nodes[0], f"chown {USER}: {DATA}")
         if node and step == "stop":
-            made.execute(node, "head -c 100M /dev/zero >/data/full || df --output=avail /data | grep -qx ' *0'")
+            made.execute(node, f"head -c 100M /dev/zero >{DATA}/full || df --output=avail {DATA} | grep -qx ' *0'")
 
     try:
         rehearsal = rehearse(fill_up, files=5)
@@ -306,9 +307,9 @@ def assert_survives_a_kill(number: signal.Signals, store: Path, delay: float) ->
 def unchanged(volume: str, before: Path, after: Path) -> list[Any]:
     """What differs on the volume, but for the owner of its top folder."""
     with Path(data_manifest.__file__).open("rb") as program, after.open("wb") as output:
-        mount = f"--mount=type=volume,source={volume},target=/data,volume-nocopy"
+        mount = f"--mount=type=volume,source={volume},target={DATA},volume-nocopy"
         command = ["docker", "run", "--rm", "--interactive", mount, "deeplearning:1.2-cpu"]
-        subprocess.run([*command, "/usr/bin/python3", "-", "make", "/data"], stdin=program, stdout=output, check=True)
+        subprocess.run([*command, "/usr/bin/python3", "-", "make", DATA], stdin=program, stdout=output, check=True)
     found = data_manifest.differences(data_manifest.Manifest(str(before)), data_manifest.Manifest(str(after)))
     return [entry for entry in found if entry[1] != "."]
 
@@ -365,11 +366,11 @@ def test_preflight_only_reads_and_exits_3(tmp_path: Path) -> None:
         command = [KILN, "upgrade", f"--preflight={name}", "--from=1.1", "--image=cpu"]
         done = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        docker("exec", "--user=ubuntu", name, "sh", "-c", "echo mine > ~/thesis.tex")
+        docker("exec", f"--user={USER}", name, "sh", "-c", "echo mine > ~/thesis.tex")
         before = docker("diff", name)
         done = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
         assert done.returncode == 3
-        assert "/home/ubuntu/thesis.tex" in done.stdout
+        assert f"{HOME}/thesis.tex" in done.stdout
         assert docker("diff", name) == before
     finally:
         docker("rm", "--force", name)
