@@ -12,7 +12,7 @@ SELECT := $(addprefix --release ,$(RELEASE)) --channel $(CHANNEL) $(addprefix --
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install what the other targets need, start a Docker engine if none answers
@@ -61,6 +61,10 @@ docs: setup ## Write docs/guide.*.md anew from the tables
 upgrade: setup ## Rehearse the upgrade of an image (IMAGE, default cpu) to the newest release, /data compared
 	@$(KILN) bake --release all --image $(or $(IMAGE),cpu)
 	@$(KILN) upgrade --image $(or $(IMAGE),cpu)
+
+.PHONY: benchmark-node
+benchmark-node: setup ## Time the frameworks of IMAGE (default cpu) on this processor, beside the platform's published speed
+	@.venv/bin/python benchmarks/node.py $(addprefix --image ,$(IMAGE))
 
 .PHONY: clean
 clean: setup ## Remove images, stages and products that the tables no longer lead to

@@ -131,7 +131,11 @@ def run_all(driver: Chrome, seconds: float) -> list[Cell]:
     driver.find_element(By.LINK_TEXT, "Cell").click()
     WebDriverWait(driver, PAGE_S).until(seen.element_to_be_clickable((By.ID, "run_all_cells"))).click()
     WebDriverWait(driver, seconds, poll_frequency=1).until(
-        lambda _: all(cell.number for cell in cells(driver)) or any(cell.error for cell in cells(driver))
+        # A cell gets its number and its output on different ways: all is there when the kernel says that it rests.
+        lambda _: (
+            not driver.execute_script("return Jupyter.notebook.kernel_busy")
+            and (all(cell.number for cell in cells(driver)) or any(cell.error for cell in cells(driver)))
+        )
     )
     return cells(driver)
 

@@ -350,7 +350,7 @@ def node() -> None:
 def node_start(find: Callable[[], Project], image: str, name: str, channel: str, work: Path | None) -> None:
     """Boot an image as container NAME; ansible-playbook can run its roles again with what is laid out for them."""
     from kiln import node as nodes
-    from kiln.matrix import Matrix
+    from kiln.expectations import expected
     from kiln.store import Store
 
     project = find()
@@ -361,8 +361,7 @@ def node_start(find: Callable[[], Project], image: str, name: str, channel: str,
         made = _bake(project, made, *chosen, jobs=os.cpu_count() or 1, as_json=False, inputs=True)
     (named,) = made.finals[0].images
     place = work or project.store / "nodes" / name
-    spec = Matrix(project, channel).resolve(*named.split("/"))
-    nodes.start(made, spec, Store.of(project), name, place)
+    nodes.start(made, expected(project, channel, *named.split("/")), Store.of(project), name, place)
     click.echo(f"{name} is up; its roles: ansible-playbook -c community.docker.docker -i {name}, {place}/converge.yml")
 
 

@@ -10,13 +10,13 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from kiln.ansible.connection import ENVIRONMENT
 from kiln.engine import Engine
 from kiln.errors import KilnError
-from kiln.matrix import ImageSpec
 from kiln.plan import Plan, Stage
 from kiln.store import Store
 from kiln.supplies import Supplies
@@ -45,12 +45,11 @@ def chain(plan: Plan) -> list[Stage]:
     return found
 
 
-def start(plan: Plan, spec: ImageSpec, store: Store, name: str, work: Path) -> None:
+def start(plan: Plan, expectations: dict[str, Any], store: Store, name: str, work: Path) -> None:
     """Boots the only image of ``plan`` as container ``name`` and lays out ``work`` for its roles and checks.
 
-    ``work`` then holds converge.yml, the image's playbooks with their variables, and expectations.json, what the checks
-    expect of ``spec``. Raises KilnError
-    when the image is not baked, the name is taken, or the node does not boot.
+    ``work`` then holds converge.yml, the image's playbooks with their variables, and expectations.json, which its
+    checks read. Raises KilnError when the image is not baked, the name is taken, or the node does not boot.
     """
     (final,) = plan.finals
     if final.state == "missing":
@@ -69,7 +68,7 @@ def start(plan: Plan, spec: ImageSpec, store: Store, name: str, work: Path) -> N
     with ExitStack() as stack:
         mounts = Supplies(plan, store).mounts(everything, work, {}, stack)
     _write(stages, work)
-    (work / "expectations.json").write_text(json.dumps(spec.names()), encoding="utf-8")
+    (work / "expectations.json").write_text(json.dumps(expectations), encoding="utf-8")
     options = [
         f"--mount=type=bind,source={source},target={target}{',readonly' * (mode == 'ro')}"
         for source, target, mode in mounts

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from kiln.errors import KilnError
-from kiln.matrix import Matrix
+from kiln.expectations import expected
 from kiln.project import Project
 
 Verdict = Literal["passed", "failed", "substituted", "not run"]
@@ -87,10 +87,9 @@ def verify(
     """
     with _reached(target, ssh_config, named=as_ is not None) as (hosts, guess, said):
         release, image, named = _identity(as_, channel, said)
-        spec = Matrix(project, named).resolve(release, image)
         with tempfile.TemporaryDirectory(prefix="kiln-verify-") as scratch:
             expectations = Path(scratch) / "expectations.json"
-            expectations.write_text(json.dumps(spec.names()), encoding="utf-8")
+            expectations.write_text(json.dumps(expected(project, named, release, image)), encoding="utf-8")
             settings = {
                 "KILN_ROOT": str(project.root),
                 "KILN_STORE": str(project.store),
