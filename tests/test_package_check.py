@@ -24,6 +24,7 @@ from kiln.package_command import package
 from kiln.package_corners import corners, leaves, rows
 from kiln.package_files import read_package
 from kiln.package_json import JsonError, parse
+from kiln.package_topology import simple_commands
 from kiln.project import Project
 from kiln.release_ids import ReleaseIds
 from tabled import DATA, USER
@@ -328,6 +329,38 @@ def test_defect_is_found(files: dict[str, bytes], file: str, words: str) -> None
 
 # These let the rules on other defects rest until they are mended.
 HIDE_OTHERS = ("no topology", "no form", "no Chinese", "Latin-1", "UTF-16")
+
+
+@pytest.mark.parametrize(
+    ("line", "programs"),
+    [
+        ("/a >/dev/null 2>&1 &", ["/a"]),
+        (">/a /b </c", ["/b"]),
+        ("/a 2>>'/b c' || /d", ["/a", "/d"]),
+        ("USER=root LANG='a b' /opt/x y", ["/opt/x"]),
+        ("A=1", []),
+        ("(cd /x && /y)", ["cd", "/y"]),
+        ("if /a; then /b -x; else exec /c; fi", ["/a", "/b", "/c"]),
+        ("while ! /a; do /b; done", ["/a", "/b"]),
+        ("for x in a b; do /c $x; done", ["/c"]),
+        ("case $1 in a|b) /c;; *) /d;; esac", ["/c", "/d"]),
+        ("f() { /a; }\n/b # c; d", ["/a", "/b"]),
+        ("/a $(/b (c) d) `e f` g#h", ["/a"]),
+        ("/a ';' \"|\" \\; b", ["/a"]),
+        ("/a &&\\\n/b", ["/a", "/b"]),
+        ("'/a b' c", ["/a b"]),
+    ],
+)
+def test_programs_are_found_in_a_command_line(line: str, programs: list[str]) -> None:
+    assert [words[0] for words in simple_commands(line)] == programs
+    told = [str(finding) for finding in check(with_topology(put(lambda t: services(t)["init"], cmd=line)))]
+    assert not [one for one in told if "full path" in one]
+
+
+@given(st.text(alphabet="ab/ ;&|<>()'\"\\`$#=\n{}", max_size=30))
+def test_fuzz_of_command_lines(line: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert all(words for words in simple_commands(line))
 
 
 def test_a_defect_brings_no_crowd() -> None:

@@ -15,6 +15,27 @@ from kiln.package_schema import SYSTEM_SERVICES, TEXT_STATISTICS
 Faults = Iterator[tuple[Path, str]]
 """A place, and a sentence."""
 
+# Of a shell's command line, as far as it decides where programs stand.
+_TOKEN = re.compile(
+    r"""
+    (?:[ \t\r]|\\\n)+ | (?<![^\s;&|()])\#[^\n]*
+    | (?P<redirection>[0-9]*(?:<<<|<<-?|<>|[<>]&|&>>?|>>|>\||[<>]))
+    | (?P<sign>&&|\|\||;;|[;&|()\n])
+    | (?P<word>(?:
+        [^\s;&|<>()'"\\`$] | \\. | '[^']*' | "(?:[^"\\]|\\.)*" | `[^`]*`
+        | \$\((?:[^()]|\([^()]*\))*\) | \$
+      )+)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_BEFORE_PROGRAM = {*("if", "then", "elif", "else", "fi", "while", "until", "do", "done", "esac", "{", "}", "!"), "exec"}
+_BUILTINS = {
+    *(".", ":", "[", "[[", "alias", "break", "cd", "command", "continue", "echo", "eval", "exit", "export", "false"),
+    *("kill", "local", "printf", "pwd", "read", "readonly", "return", "set", "shift", "source", "test", "trap", "true"),
+    *("type", "ulimit", "umask", "unset", "wait"),
+}
+"""What a shell runs by itself, wherever programs lie."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -127,7 +148,7 @@ def _command_faults(path: Path, line: str) -> Faults:
     if not found:
         yield path, "the command is empty"
     for words in found:
-        if not words[0].startswith("/"):
+        if not words[0].startswith("/") and words[0] not in _BUILTINS:
             yield path, f"{shown(words[0])} is not a full path, and the node's environment is not seen"
 
 
@@ -166,20 +187,44 @@ def command_lines(topology: dict[str, Any]) -> Iterator[tuple[Path, str]]:
 
 
 def simple_commands(command: str) -> Iterator[list[str]]:
-    """The simple commands of a command line, each as its words."""
-    lexer = shlex.shlex(command, posix=True, punctuation_chars=";&|\n")
-    lexer.whitespace_split = True
-    lexer.whitespace = " \t\r"
+    """The simple commands of a command line, each as its words, the program first.
+
+    Redirections, assignments before a program and the shell's own words around it are left out.
+    """
     words: list[str] = []
-    for word in lexer:
-        if set(word) <= set(";&|\n"):
-            if words:
-                yield words
-            words = []
-        else:
+    depth, place = 0, 0
+    skips_word = False
+    while place < len(command):
+        found = _TOKEN.match(command, place)
+        if found is None:
+            raise ValueError("No closing quotation")
+        place = found.end()
+        word, sign = found["word"], found["sign"]
+        if word and skips_word:
+            skips_word = False
+        elif word:
             words.append(word)
-    if words:
-        yield words
+        elif found["redirection"]:
+            skips_word = True
+        elif sign:
+            # A bracket that nothing opened ends a pattern of case; one behind a word, a function's name.
+            is_pattern = sign == ")" and depth == 0
+            depth += (sign == "(") - (sign == ")" and depth > 0)
+            if (program := _program(words)) and not is_pattern and sign != "(":
+                yield program
+            words = []
+    if program := _program(words):
+        yield program
+
+
+def _program(words: list[str]) -> list[str]:
+    """The words from the program's on, unquoted; none where the shell runs no program."""
+    for index, word in enumerate(words):
+        if word in ("for", "case", "select", "function"):
+            break
+        if word not in _BEFORE_PROGRAM and not re.match(r"[A-Za-z_]\w*\+?=", word):
+            return [" ".join(shlex.split(one)) for one in words[index:]]
+    return []
 
 
 def _is_interpreter(program: str) -> bool:
