@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import subprocess
 import time
@@ -12,7 +11,7 @@ import pytest
 import yaml
 
 from kiln.platform import Cluster, Node, cluster, remove_volumes
-from stage_container import CHECKOUT, PROJECT
+from stage_container import PROJECT
 from tabled import DATA, HOME, USER
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -349,10 +348,3 @@ def test_an_unknown_name_is_refused(fresh: Shell) -> None:
     assert done.returncode == 2
     assert "health-action" in done.stderr
     fresh.says("rm /opt/dl/bin/destroy")
-
-
-def test_every_code_has_its_text() -> None:
-    script = (CHECKOUT / "roles/appcenter/files/root/opt/dl/lib/lifecycle").read_text(encoding="utf-8")
-    (codes,) = re.findall("^readonly (.*)$", script, re.MULTILINE)
-    assert ERRORS.keys() == {1, *(int(code) for code in re.findall(r"=(\d+)", codes))}
-    assert all(text.keys() == {"en", "zh-cn"} for text in ERRORS.values())
