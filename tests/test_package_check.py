@@ -376,6 +376,38 @@ def test_the_line_of_a_finding_is_that_of_the_file() -> None:
     assert str(finding) == f"{TOPOLOGY}:{number}: health_check.healthy_threshold: 1 is below 2"
 
 
+SHIFTS = {
+    "nothing": "",
+    "a section that is left out": "{{#env.QingStor}}\n\n\n{{/env.QingStor}}",
+    "a section in the middle of a line": " {{#env.QingStor}}\n\n {{/env.QingStor}} \n",
+    "a section that is kept": "{{^env.QingStor}}\n\n{{/env.QingStor}}\n",
+    "a comment of two lines": "{{! one\ntwo }}\n",
+    "a tag of two lines": "{{#env.QingStor\n}}\n{{/env.QingStor}}",
+    "other delimiters": "{{=<% %>=}}\n<%! none\n%>\n<%={{ }}=%>",
+}
+
+
+@pytest.mark.parametrize("shift", SHIFTS.values(), ids=SHIFTS)
+def test_the_line_of_a_finding_is_that_of_the_template(shift: str) -> None:
+    text = GOOD[TOPOLOGY].decode().replace('"health_check"', shift + '"health_check"', 1)
+    text = text.replace('"healthy_threshold": 2', '"healthy_threshold": 1')
+    wanted = next(n for n, line in enumerate(text.splitlines(), 1) if '"healthy_threshold"' in line)
+    assert {finding.line for finding in check({**GOOD, TOPOLOGY: text.encode()})} == {wanted}
+    text = text.replace('"healthy_threshold": 1', "healthy_threshold: 1")
+    assert {finding.line for finding in check({**GOOD, TOPOLOGY: text.encode()})} == {wanted}
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["{{env.none}}", "{{ & env.none }}", "{{#env.none}}{{/env.none}}", "{{> other}}", "{{#env}}", "{{/env}}"],
+)
+def test_the_line_of_a_tag_at_fault_is_found(tag: str) -> None:
+    text = GOOD[TOPOLOGY].decode().replace('"health_check"', f'{tag} "health_check"', 1)
+    (wanted,) = (n for n, line in enumerate(text.splitlines(), 1) if tag in line)
+    (finding,) = check({**GOOD, TOPOLOGY: text.encode()})
+    assert finding.line == wanted, str(finding)
+
+
 def test_several_defects_are_found_at_once() -> None:
     files = with_topology(put(health, healthy_threshold=1))
     files = {**files, TOPOLOGY: files[TOPOLOGY].replace(b"/opt/dl/bin/stop", b"stop")}

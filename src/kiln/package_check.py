@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -82,11 +82,13 @@ class Checker:
 
     def _read(self, name: str) -> Document | None:
         text = self._text(name)
-        return None if text is None else self._parse(name, text, "")
+        return None if text is None else self._parse(name, text)
 
-    def _parse(self, name: str, text: str, when: str) -> Document | None:
+    def _parse(
+        self, name: str, text: str, when: str = "", marks: Sequence[tuple[int, int]] | None = None
+    ) -> Document | None:
         try:
-            document = parse(text)
+            document = parse(text, marks)
         except JsonError as error:
             self.find(name, error.line, (), f"it is not JSON: {error.said}{when}")
             return None
@@ -117,7 +119,8 @@ class Checker:
             template = Template(text)
             for number, choices in enumerate(rows(form)):
                 plain = plain if number else choices
-                document = self._parse(TOPOLOGY, template.render(choices), _difference(plain, choices))
+                rendered, marks = template.render_with_marks(choices)
+                document = self._parse(TOPOLOGY, rendered, _difference(plain, choices), marks)
                 if document is None:
                     # One broken corner is enough: the others only repeat it.
                     break
@@ -127,7 +130,7 @@ class Checker:
                     for command in commands(document.data):
                         self.commands.setdefault(command, document.line(command.path))
         except TemplateError as error:
-            self.find(TOPOLOGY, 1, (), str(error))
+            self.find(TOPOLOGY, error.line, (), str(error))
         return made
 
     def _check_locales(self, wanted: dict[str, str]) -> None:

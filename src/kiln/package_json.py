@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isinf
 from typing import Any, NoReturn
@@ -57,9 +58,14 @@ def dotted(path: Path) -> str:
     return text
 
 
-def parse(text: str) -> Document:
-    """Reads JSON; raises JsonError with a line where it is none."""
-    return _Parser(text).document()
+def parse(text: str, marks: Sequence[tuple[int, int]] | None = None) -> Document:
+    """Reads JSON; raises JsonError with a line where it is none.
+
+    ``marks``: places of a text that was made from another, in their order, each with its line in that one.
+    """
+    if marks is None:
+        marks = [(0, 1), *((found.end(), line) for line, found in enumerate(re.finditer("\n", text), 2))]
+    return _Parser(text, marks).document()
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -67,10 +73,10 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 class _Parser:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, marks: Sequence[tuple[int, int]]) -> None:
         self.text = text
         self.made = Document()
-        self.starts = [0, *(found.end() for found in re.finditer("\n", text))]
+        self.marks = marks
         self.decode = json.JSONDecoder(
             parse_constant=_refuse_constant, parse_int=_integer, parse_float=_number
         ).raw_decode
@@ -83,7 +89,8 @@ class _Parser:
         return self.made
 
     def _line(self, place: int) -> int:
-        return bisect_right(self.starts, place)
+        after = bisect_right(self.marks, place, key=lambda mark: mark[0])
+        return self.marks[after - 1][1] if after else 1
 
     def _fail(self, said: str, place: int) -> NoReturn:
         raise JsonError(said, self._line(place))
