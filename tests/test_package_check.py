@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import tarfile
 import zipfile
@@ -169,6 +170,11 @@ DEFECTS: dict[str, tuple[dict[str, bytes], str, str]] = {
     "range of another type": (with_form(put(item("gpu"), range=[1, True])), FORM, "true is not of type integer"),
     "min above max": (with_form(put(item("count"), min=5)), FORM, "5 is above max"),
     "broken pattern": (with_form(put(item("access_key"), pattern="[A-Z")), FORM, "no regular expression"),
+    "endless pattern": (
+        with_form(put(item("access_key"), pattern="^(a+)+$", default="a" * 40 + "!")),
+        FORM,
+        "takes more than",
+    ),
     "volume in odd steps": (with_form(put(item("volume_size"), step=5)), FORM, "5 is no multiple of 10"),
     "volume without steps": (with_form(drop(item("volume_size"), "step")), FORM, "volume's size goes in steps"),
     "volume range": (with_form(put(item("volume_size"), range=[10, 25])), FORM, "no multiple of 10"),
@@ -559,6 +565,7 @@ def test_folders_are_read(tmp_path: Path) -> None:
         (ARCHIVES["zip"][:-60], "is no archive"),
         (as_tar({"config.json": bytes(5_000_000)}, "w:gz"), "holds more than"),
         (as_zip({"config.json": bytes(5_000_000)}), "holds more than"),
+        (bytes(5_000_000), "is larger than"),
         (as_tar({f"{n}": b"" for n in range(1100)}, "w:gz"), "holds more than"),
     ],
 )
@@ -567,6 +574,14 @@ def test_what_is_no_package_is_one_sentence(tmp_path: Path, content: bytes, word
     path.write_bytes(content)
     with pytest.raises(KilnError, match=words):
         read_package(path)
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(KilnError, match="is neither a folder nor a file"):
+            read_package(path)
 
 
 def test_command_tells_findings_and_exits_with_1(tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import combinations, product
-from typing import Any
+from typing import Any, Literal
 
 from kiln.package_json import Path
 
@@ -14,6 +18,8 @@ Choices = dict[str, Any]
 
 MOST_PAIRS = 60_000
 """Larger forms are gone through one property at a time."""
+MATCH_S = 5.0
+"""For a pattern to say whether it lets a text pass; all sound ones take a millisecond, once Python has started."""
 HARD_TEXT = 'a "quoted" \\ <b> & {{c}} \n深度学习'
 GROUPS = ("cluster", "env", "service_params")
 _ZEROS: dict[str, Any] = {"integer": 0, "number": 0.0, "boolean": False, "loadbalancer": []}
@@ -71,11 +77,37 @@ def _is_number(value: Any) -> bool:
 
 
 def matches(pattern: Any, text: str) -> bool:
-    """Whether a property's pattern lets ``text`` pass; a broken pattern and none let everything pass."""
+    """Whether a property's pattern lets ``text`` pass; a broken pattern, a slow one and none let everything pass."""
+    return not isinstance(pattern, str) or _search(pattern, text) is not False
+
+
+def is_slow(pattern: str, text: str) -> bool:
+    """Whether it takes longer than MATCH_S to say."""
+    return _search(pattern, text) == "slow"
+
+
+@lru_cache(maxsize=1000)
+def _search(pattern: str, text: str) -> bool | Literal["broken", "slow"]:
     try:
-        return not isinstance(pattern, str) or re.search(pattern, text) is not None
+        re.compile(pattern)
     except (re.error, OverflowError, RecursionError):
-        return True
+        return "broken"
+    if not text:
+        return re.search(pattern, text) is not None
+    # In a process that can be ended: nothing else stops a search that takes years.
+    program = "import json, re, sys; sys.exit(3 if re.search(*json.load(sys.stdin)) else 4)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-ISc", program],
+            input=json.dumps([pattern, text]),
+            encoding="ascii",
+            capture_output=True,
+            timeout=MATCH_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "slow"
+    return {3: True, 4: False}.get(done.returncode, "broken")
 
 
 def rows(form: Any) -> Iterator[Choices]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import lzma
 import os
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -62,7 +63,13 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
         yield from _folder(path)
         return
-    content = path.read_bytes() if path.stat().st_size <= MOST_BYTES else b""
+    # A device has no end, and a pipe keeps waiting.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise KilnError("is neither a folder nor a file", where=str(path), fix=_FIX)
+    with path.open("rb") as stream:
+        content = stream.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise KilnError(f"is larger than {MOST_BYTES >> 20} MiB", where=str(path), fix=_FIX)
     if zipfile.is_zipfile(io.BytesIO(content)):
         yield from _zip(content)
     else:

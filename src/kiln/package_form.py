@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from kiln.package_corners import GROUPS, default, leaves, matches
+from kiln.package_corners import GROUPS, MATCH_S, default, is_slow, leaves, matches
 from kiln.package_finding import shown
 from kiln.package_json import Path
 
@@ -98,8 +98,12 @@ def _default_faults(kind: str, item: dict[str, Any]) -> Iterator[tuple[str, str]
         if item.get("max") is not None and value > item["max"]:
             yield "default", f"{value} is above max, {item['max']}"
     optional = item.get("required") == "yes" and value == ""
-    if isinstance(value, str) and not optional and not matches(item.get("pattern"), value):
-        yield "default", f"{shown(value)} does not match the pattern"
+    pattern = item.get("pattern")
+    if isinstance(value, str) and isinstance(pattern, str):
+        if not optional and not matches(pattern, value):
+            yield "default", f"{shown(value)} does not match the pattern"
+        if is_slow(pattern, value):
+            yield "pattern", f"{shown(pattern)} takes more than {MATCH_S:.0f} s to match the default"
 
 
 def _volume_faults(item: dict[str, Any]) -> Iterator[tuple[str, str]]:
