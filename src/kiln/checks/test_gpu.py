@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from typing import Any
 
@@ -12,6 +14,16 @@ pytestmark = pytest.mark.device("gpu")
 
 # What the driver itself takes and gives back as it likes; the smallest context of CUDA takes more.
 SLACK_MIB = 64
+
+# What the monitor tells, what nvidia-smi calls it, and by how much it may change from one moment to the next.
+MONITORED = {
+    "GPUUtil": ("utilization.gpu", 30),
+    "PowerUsage": ("power.draw", 50),
+    "Temperature": ("temperature.gpu", 5),
+    "MemoryTotal": ("memory.total", 1),
+    "MemoryUsed": ("memory.used", SLACK_MIB),
+    "MemoryFree": ("memory.free", SLACK_MIB),
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +50,28 @@ def used(host: Host) -> int | None:
 @pytest.mark.component("cuda")
 def test_the_driver_is_new_enough(gpu: str, spec: Any) -> None:
     assert numbers(gpu) >= numbers(spec["driver"])
+
+
+def test_the_monitor_agrees_with_nvidia_smi(gpu: str, host: Host, spec: Any) -> None:
+    query = ",".join(name for name, _ in MONITORED.values())
+    command = f"nvidia-smi --query-gpu={query} --format=csv,noheader,nounits"
+    # Asked before and after, so that a value may be on its way.
+    before = host.run(command).stdout
+    run = host.run(f"/usr/bin/python {spec['node']['paths']['gpu_monitor']}")
+    after = host.run(command).stdout
+    assert run.rc == 0, run.stderr
+    told = json.loads(run.stdout)
+    gpus = [*zip(before.splitlines(), after.splitlines(), strict=True)]
+    assert gpus, f"nvidia-smi tells no GPU's {query}"
+    # There are keys for two; what a GPU does not tell is 0.
+    for number, rows in enumerate(gpus[:2], 1):
+        values = zip(*(row.split(",") for row in rows), strict=True)
+        for (name, (_, slack)), pair in zip(MONITORED.items(), values, strict=True):
+            ends = [float(value) for value in pair if re.fullmatch(r"[\s\d.]+", value)] or [0]
+            value = told[f"{name}_{number}"]
+            assert min(ends) - slack <= value <= max(ends) + slack, (
+                f"{name}_{number} is {value}, nvidia-smi says {pair}"
+            )
 
 
 @pytest.mark.component("tensorflow")
