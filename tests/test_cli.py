@@ -56,6 +56,15 @@ def test_broken_yaml_is_named_with_its_line(project: Project) -> None:
     assert "images/releases/1.2.yml:3: is not valid YAML" in said
 
 
+@pytest.mark.parametrize(
+    "text", ["images: &a {cuda91: *a}\n", "images: &a [*a]\n", f"images: {'[' * 2000}{']' * 2000}\n"]
+)
+def test_yaml_without_an_end_is_refused(project: Project, text: str) -> None:
+    (project.images / "releases" / "1.2.yml").write_text(text, encoding="utf-8")
+    said = refused(kiln("--root", str(project.root), "plan", cwd=project.root))
+    assert "images/releases/1.2.yml: is nested without end" in said
+
+
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
     assert "run kiln inside a checkout" in refused(kiln("plan", cwd=tmp_path, KILN_ROOT=""))
 

@@ -101,6 +101,8 @@ def read_table(path: Path, root: Path) -> Table:
         line = mark.line + 1 if mark else 1
         said = getattr(error, "problem", None) or str(error)
         raise KilnError(f"is not valid YAML ({said})", where=f"{name}:{line}", fix="correct the line") from None
+    except RecursionError:
+        raise KilnError("is nested without end", where=name, fix="let no alias stand inside its own anchor") from None
     finally:
         loader.dispose()
     if not isinstance(data, dict):
