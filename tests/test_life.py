@@ -252,7 +252,8 @@ def test_a_step_that_fails_ends_the_life_and_leaves_nothing() -> None:
     [
         (["--package=gpu"], "there is no package gpu"),
         (["--release=9.9"], "release '9.9' does not exist"),
-        (["--ids=/nowhere.yml"], "/nowhere.yml"),
+        (["--ids=/nowhere.yml"], "/nowhere.yml does not exist; write one: images/release-ids.example.yml shows how"),
+        (["--report=/nowhere/report.json"], "/nowhere/report.json"),
     ],
 )
 def test_bad_input_is_one_sentence(words: list[str], says: str) -> None:

@@ -328,6 +328,7 @@ def test_a_package_may_follow_on_none(project: Project) -> None:
         (("--ids", "none.yml"), "none.yml does not exist"),
         (("--release", "9.9", "--ids", "none.yml"), "9.9"),
         (("--check", "here", "--release", "1.2"), "--check goes with --image only"),
+        (("--check", "here", "--out", "there"), "--check goes with --image only"),
         (("--image", "x"), "--image goes with --check only"),
         (("--check", "/nowhere"), "/nowhere: cannot be read"),
     ],

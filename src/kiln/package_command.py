@@ -24,7 +24,7 @@ CHANNEL = "registry"
 @click.option(
     "--ids", type=click.Path(path_type=Path), help="The release-ids file: what the platform calls its images."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, help="Where to write.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write (default: dist).")
 @click.option("--check", "checked", metavar="PATH", type=click.Path(path_type=Path), help="Check this package instead.")
 @click.option("--image", metavar="REF", help="With --check: the image that the package's commands must exist in.")
 @click.pass_obj
@@ -32,7 +32,7 @@ def package(
     find: Callable[[], Project],
     release: str | None,
     ids: Path | None,
-    out: Path,
+    out: Path | None,
     checked: Path | None,
     image: str | None,
 ) -> None:
@@ -41,8 +41,8 @@ def package(
     Exit code 0: made, or nothing found; 1: something is wrong with a package; 2: could not run.
     """
     if checked is not None:
-        if release or ids:
-            raise KilnError("--check goes with --image only", fix="drop --release and --ids")
+        if release or ids or out:
+            raise KilnError("--check goes with --image only", fix="drop --release, --ids and --out")
         findings = check(read_package(checked), image)
         for finding in findings:
             click.echo(finding)
@@ -52,7 +52,7 @@ def package(
             raise KilnError("--image goes with --check only", fix="drop it")
         if ids is None:
             raise KilnError("no release-ids file", fix="name one with --ids: images/release-ids.example.yml shows how")
-        findings = make(find(), release, ids, out)
+        findings = make(find(), release, ids, out or Path("dist"))
     if findings:
         click.get_current_context().exit(1)
 

@@ -30,6 +30,8 @@ class ReleaseIds:
     """One file, whose entries are checked as they are asked for."""
 
     def __init__(self, path: Path, root: Path, release: str, upgrades_from: Sequence[str]) -> None:
+        if not path.exists():
+            raise KilnError(f"{path} does not exist", fix=f"write one: {EXAMPLE}")
         self.table: Table = read_table(path, root)
         self.release = release
         self.older = upgrades_from

@@ -62,6 +62,9 @@ def simulate(
     table = read_table(project.images / "node.yml", project.root).data
     user = table["user"]
 
+    if report:
+        # Told now rather than after minutes where it cannot be written.
+        report.touch()
     begun = time.monotonic()
 
     def tell(check: Check) -> None:
