@@ -5,7 +5,7 @@
     data_manifest.py compare A B [--json]  exit 0 equal, 1 different, 2 could not compare
 
 It only reads: not even access times change where the system lets us leave them (O_NOATIME). FILE must not be below
-ROOT.
+ROOT, unless it is excluded: it is refused.
 
 The file
 --------
@@ -847,6 +847,8 @@ def make(root, write, jobs=0, excluded=(), one_file_system=False, content=True):
     all below. ``one_file_system``: what is mounted below is an entry and is not entered. Without ``content`` no file is
     opened. The working directory is where it was afterwards. Raises ManifestError when there is nothing to walk.
     """
+    if jobs < 0:
+        refuse("%d processes cannot read: say 1 or more" % jobs)
     here = os.open(b".", os.O_RDONLY | O_CLOEXEC)
     try:
         try:
@@ -887,6 +889,32 @@ def make(root, write, jobs=0, excluded=(), one_file_system=False, content=True):
         os.close(here)
 
 
+def refuse_inside(root, output, excluded, one_file_system):
+    # type: (bytes, bytes, Paths, bool) -> None
+    """Raises ManifestError when ``output`` is a file of the tree, and would be an entry that changes as it is written.
+
+    An empty ``output`` is standard output, which the shell may have made a file.
+    """
+    output = os.path.realpath(output or b"/proc/self/fd/1")
+    if os.path.exists(output) and not os.path.isfile(output):  # a device
+        return
+    try:
+        top = os.stat(root)
+        if one_file_system and os.stat(os.path.dirname(output)).st_dev != top.st_dev:
+            return
+    except OSError:  # told when it is read or written
+        return
+    left_out = frozenset(excluded)
+    folder = output
+    while folder != b"/":
+        folder = os.path.dirname(folder)
+        if os.path.samestat(os.stat(folder), top):
+            names = output[len(folder.rstrip(b"/")) + 1 :].split(b"/")
+            if not any(b"/".join(names[: count + 1]) in left_out for count in range(len(names))):
+                refuse("%s is below %s: write it elsewhere" % (quoted(output), quoted(root)))
+            return
+
+
 # Comparing
 
 
@@ -912,7 +940,8 @@ class Manifest(object):
             raise ManifestError("%s: no manifest of a data tree" % self.path)
         if self.header.get("version") != VERSION:
             raise ManifestError(
-                "%s: a manifest of version %s, and this program knows %d" % (self.path, self.header["version"], VERSION)
+                "%s: a manifest of version %s, and this program knows %d"
+                % (self.path, self.header.get("version"), VERSION)
             )
         self.begin = len(first)
         digest.update(first)
@@ -923,12 +952,12 @@ class Manifest(object):
             last = line
             entries += 1
         end = self._object(last) if last.startswith(b'{"entries":') and last.endswith(b"\n") else {}
-        if not end:
+        if not isinstance(end.get("errors"), int):
             raise ManifestError("%s: cut off after %d entries: make it again" % (self.path, max(entries, 0)))
         if end.get("sha256") != digest.hexdigest() or end.get("entries") != entries:
             raise ManifestError("%s: damaged, its own digest does not fit: make it again" % self.path)
         self.entries = entries
-        self.errors = int(end["errors"])
+        self.errors = end["errors"]
 
     def _object(self, line):
         # type: (bytes) -> Entry
@@ -952,7 +981,10 @@ class Manifest(object):
 
     def entry(self, line):
         # type: (bytes) -> Entry
-        return self._object(line)
+        found = self._object(line)
+        if "path" not in found:
+            raise ManifestError("%s: an entry has no path: make it again" % self.path)
+        return found
 
     def close(self):
         # type: () -> None
@@ -1142,6 +1174,7 @@ def main(words=None):
             )
             return 1 if different else 0
         excluded = [_raw(path).strip(b"/") for path in arguments.exclude]
+        refuse_inside(_raw(arguments.root), _raw(arguments.output or ""), excluded, arguments.one_file_system)
         if arguments.output:
             stream = os.fdopen(os.open(arguments.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), "wb")
             write = stream.write  # type: Write
