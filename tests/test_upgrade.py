@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from kiln.node_tools import data_manifest
 from kiln.owner import OWNER_LABEL
 from kiln.platform import LABEL, Cluster, Service, docker, remove_dead
 from kiln.project import Project
-from kiln.upgrade import Rehearsal
+from kiln.upgrade import Rehearsal, Report, as_html, moved
 from stage_container import CHECKOUT, PROJECT, STORE
-from tabled import DATA, HOME, USER
+from tabled import DATA, HOME, PYTHON2, PYTHON3, SAMPLES, USER
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -98,13 +98,34 @@ def test_the_upgrade_keeps_data_and_tells_what_is_lost(tmp_path: Path) -> None:
     assert {change["component"] for change in report["changes"]} == {"tensorflow", "keras"}
     assert report["samples"] == []
     for node in report["losses"]:
-        assert [loss["name"] for loss in node["losses"]] == [f"{HOME}/experiments/notes.txt"]
-    said = {entry["python"]: entry["says"] for entry in report["environments"]}
-    assert said[f"{DATA}/miniconda2/bin/python"].startswith("Python 2.7")
-    assert said[f"{DATA}/environments/py3/bin/python"].startswith("Python 3.6")
+        assert {loss["name"] for loss in node["losses"]} == {
+            f"{HOME}/experiments/notes.txt",
+            f"{HOME}/own-python",
+        }
+    said = {entry["python"]: entry["says"] for entry in report["environments"] if entry["node"] == "node2"}
+    series = {python.rpartition(".")[0]: f"Python {python}" for python in (PYTHON2, PYTHON3)}
+    assert said == {
+        f"{DATA}/miniconda2/bin/python": f"Python {PYTHON2}",
+        f"{DATA}/environments/own/bin/python": f"does not start: {HOME}/own-python/bin/python{max(series)} is gone, "
+        f"it lay outside {DATA}",
+        **{f"{DATA}/environments/{name}/bin/python": python for name, python in series.items()},
+    }
     assert volumes() == []
     page = Path(done.stderr.rpartition("report: ")[2].strip())
-    assert "notes.txt" in page.read_text(encoding="utf-8")
+    assert json.loads(page.with_suffix(".json").read_text(encoding="utf-8")) == report
+    text = page.read_text(encoding="utf-8")
+    assert all(words in text for words in ("notes.txt", "<h3>node1</h3>", "<h3>node2</h3>", "does not start: "))
+
+
+def test_the_page_tells_what_is_gone_and_what_has_another_name() -> None:
+    old = {"/opt/a": "1", "/opt/b": "2", "/opt/dir": "", "/opt/same": "3", "/opt/twice": "4"}
+    new = {"/opt/c": "2", "/opt/new": "", "/opt/same": "5", "/opt/x": "4", "/opt/y": "4"}
+    gone, renamed = moved(old, new)
+    assert (gone, renamed) == (["/opt/a", "/opt/dir", "/opt/twice"], [("/opt/b", "/opt/c")])
+    report = Report("cpu", "1", "2", 1, "now", removed=gone, renamed=renamed)
+    text = as_html(PROJECT, asdict(report))
+    assert "<code>/opt/b</code> → <code>/opt/c</code>" in text
+    assert "<li><code>/opt/twice</code></li>" in text
 
 
 def test_what_an_upgrade_does_to_data_is_named_entry_by_entry() -> None:
@@ -137,6 +158,18 @@ def times_out(made: Cluster) -> None:
     made.services["upgrade"] = Service("upgrade", "sleep 60", timeout_s=1)
 
 
+def does_nothing(made: Cluster) -> None:
+    made.services["upgrade"] = Service("upgrade", "true")
+
+
+def gives_it_to_another(made: Cluster) -> None:
+    made.services["upgrade"] = Service("upgrade", f"chown 4711:4711 {DATA}")
+
+
+def has_no_sample(made: Cluster) -> None:
+    made.execute(made.nodes[0], f"mv {SAMPLES}/pytorch/mnist.py {SAMPLES}/pytorch/renamed.py")
+
+
 def is_killed(made: Cluster) -> None:
     docker("kill", made.nodes[0].container)
 
@@ -165,11 +198,15 @@ def has_a_read_only_volume(made: Cluster) -> None:
         ("upgrade", times_out, "upgrade ended with code 124"),
         ("upgrade", loses_its_volume, f"upgrade ended with code 10: no volume is mounted at {DATA}"),
         ("upgrade", has_a_read_only_volume, f"upgrade ended with code 11: the volume at {DATA} cannot be written to"),
+        ("check", has_no_sample, "the sample pytorch/mnist.py fails: python: can't open file 'mnist.py'"),
         ("configuration", is_killed, "the configuration was not rendered"),
         ("start", is_killed, "start ended with code 137"),
         ("check", is_killed, "health-check ended with code 137"),
     ],
-    ids=["fails", "times out", "no volume", "read-only volume", "killed in boot", "killed in start", "killed in check"],
+    ids=[
+        *("fails", "times out", "no volume", "read-only volume", "no sample"),
+        *("killed in boot", "killed in start", "killed in check"),
+    ],
 )
 def test_a_failed_upgrade_goes_back_with_the_data_untouched(
     step: str, fault: Callable[[Cluster], None], words: str, monkeypatch: pytest.MonkeyPatch
@@ -185,6 +222,24 @@ def test_a_failed_upgrade_goes_back_with_the_data_untouched(
     assert report.exit_code == 1
     assert report.steps[-1].name == "check after going back"
     assert volumes() == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "failed", "verdict"),
+    [
+        # The way back is whole; but a user of the new release could not write.
+        (does_nothing, ("check", f"{DATA} belongs to 0:0 and not to the user"), "rolled back"),
+        (gives_it_to_another, ("manifest after", "differs in 1 entries, first node1: changed  .: group"), "changed"),
+    ],
+    ids=["root's", "another's"],
+)
+def test_the_volume_becomes_the_users(fault: Callable[[Cluster], None], failed: tuple[str, str], verdict: str) -> None:
+    report = rehearse(lambda name, made: fault(made) if name == "upgrade" else None, files=5).report
+    (step,) = (entry for entry in report.steps if entry.error)
+    assert step.name == failed[0]
+    assert failed[1] in step.error
+    assert report.verdict == verdict
+    assert report.exit_code == 1
 
 
 class Swapped:
