@@ -101,6 +101,7 @@ def test_the_upgrade_keeps_data_and_tells_what_is_lost(tmp_path: Path) -> None:
         assert {loss["name"] for loss in node["losses"]} == {
             f"{HOME}/experiments/notes.txt",
             f"{HOME}/own-python",
+            f"{DATA}/environments/own (starts no more without {HOME}/own-python/bin)",
         }
     said = {entry["python"]: entry["says"] for entry in report["environments"] if entry["node"] == "node2"}
     series = {python.rpartition(".")[0]: f"Python {python}" for python in (PYTHON2, PYTHON3)}
@@ -414,18 +415,75 @@ def test_interrupted_it_keeps_the_volumes_and_says_where(own_store: Path) -> Non
     assert there() <= BEFORE["rest"]
 
 
-def test_preflight_only_reads_and_exits_3(tmp_path: Path) -> None:
-    name = f"kiln-test-{os.getpid()}"
-    docker("run", "--detach", f"--name={name}", "deeplearning:1.1-cpu", "sleep", "infinity")
-    try:
-        command = [KILN, "upgrade", f"--preflight={name}", "--from=1.1", "--image=cpu"]
-        done = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        docker("exec", f"--user={USER}", name, "sh", "-c", "echo mine > ~/thesis.tex")
-        before = docker("diff", name)
-        done = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
-        assert done.returncode == 3
-        assert f"{HOME}/thesis.tex" in done.stdout
-        assert docker("diff", name) == before
-    finally:
-        docker("rm", "--force", name)
+def preflight(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([KILN, "upgrade", *words], cwd=CHECKOUT, check=False, capture_output=True, text=True)
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[[str], str]]:
+    names: list[str] = []
+
+    def start(image: str) -> str:
+        names.append(f"kiln-test-{os.getpid()}-{len(names)}")
+        docker("run", "--detach", f"--name={names[-1]}", f"--volume={DATA}", image, "sleep", "infinity")
+        return names[-1]
+
+    yield start
+    docker("rm", "--force", "--volumes", *names)
+
+
+def test_preflight_only_reads_and_exits_3(started: Callable[[str], str]) -> None:
+    name = started("deeplearning:1.1-cpu")
+    done = preflight(f"--preflight={name}")
+    assert (done.returncode, done.stderr) == (0, "")
+    docker("exec", f"--user={USER}", name, "sh", "-c", "echo mine > ~/thesis.tex")
+    before = docker("diff", name)
+    done = preflight(f"--preflight={name}", "--from=1.1", "--image=cpu")
+    assert done.returncode == 3
+    assert f"{HOME}/thesis.tex" in done.stdout
+    assert docker("diff", name) == before
+    done = preflight(f"--preflight={name}", "--rescue", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["losses"][0]["name"] == f"{HOME}/thesis.tex"
+    place = f"{DATA}/rescued-from-1.1"
+    assert f"copied to {place}" in done.stderr
+    assert docker("exec", name, "cat", f"{place}{HOME}/thesis.tex") == "mine"
+
+
+def test_preflight_compares_a_node_with_its_own_image(started: Callable[[str], str]) -> None:
+    name = started("deeplearning:1.2-cuda91")
+    done = preflight(f"--preflight={name}")
+    assert (done.returncode, done.stderr) == (0, "")
+    script = f"cd {HOME}; touch -r .bashrc /tmp/r; sed -i 's/^# ~/# -/' .bashrc; touch -r /tmp/r .bashrc"
+    docker("exec", name, "bash", "-c", script)
+    assert preflight(f"--preflight={name}").returncode == 0
+    assert preflight(f"--preflight={name}", "--thorough").returncode == 3
+    for words, says in {
+        ("--image=cpu",): f"{name} was made from 1.2/cuda91 and not from 1.2/cpu",
+        ("--from=1.1",): f"{name} was made from 1.2/cuda91 and not from 1.1/cuda91",
+        ("--image=all",): "a node was made from one image",
+    }.items():
+        done = preflight(f"--preflight={name}", *words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert says in done.stderr
+    docker("exec", name, "rm", "/etc/deeplearning/release")
+    done = preflight(f"--preflight={name}")
+    assert done.returncode == 2
+    assert "does not say which image it was made from; add --from RELEASE and --image IMAGE" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--preflight="], "--preflight names no node"),
+        (["--rescue"], "--rescue needs a node"),
+        (["--thorough"], "--thorough needs a node"),
+        (["--to=9.9"], "release '9.9' does not exist"),
+        (["--to=1.1"], "release 1.1 accepts no upgrade"),
+        (["--preflight=nothing"], "there is no container nothing"),
+    ],
+)
+def test_an_order_that_makes_no_sense_begins_nothing(words: list[str], says: str) -> None:
+    done = preflight(*words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert says in done.stderr
