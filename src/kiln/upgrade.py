@@ -261,7 +261,7 @@ class Rehearsal:
                 # Nobody is promised more than the old release gave.
                 if self._is_users(node, "before"):
                     self._write_as_user(made, node)
-                self._run_sample(made, node)
+                run_sample(made, node, self._node_table())
         self.report.verdict = "changed" if self.report.differences else "rolled back"
         self.report.differences = list(dict.fromkeys([*seen, *self.report.differences]))
 
@@ -390,7 +390,7 @@ class Rehearsal:
             owner = "{}:{}".format(*self._top_owner(node, "after"))
             raise KilnError(f"/data belongs to {owner} and not to the user", where=node.name, fix="look at upgrade")
         self._write_as_user(made, node)
-        self._run_sample(made, node)
+        run_sample(made, node, self._node_table())
         user = self._node_table()["user"]["name"]
         pythons = made.execute(node, "find /data -maxdepth 5 -path '*/bin/python'")
         for python in sorted(pythons.splitlines()):
@@ -404,23 +404,6 @@ class Rehearsal:
         except KilnError as wrong:
             raise KilnError(
                 f"the user cannot write to /data ({wrong.what})", where=node.name, fix="look at upgrade"
-            ) from None
-
-    def _run_sample(self, made: Cluster, node: Node) -> None:
-        """A sample trains and tests."""
-        table = self._node_table()
-        script = f"""
-            set -e
-            source {table["workspaces"]["path"]}/py3/bin/activate
-            cd {table["paths"]["samples"]}/pytorch
-            python mnist.py --steps 2 >/tmp/sample.log 2>&1 || {{ tail -n 1 /tmp/sample.log >&2; exit 1; }}
-            grep -q "test accuracy" /tmp/sample.log || {{ echo "it tells no test accuracy" >&2; exit 1; }}
-        """
-        try:
-            made.execute(node, script, user=table["user"]["name"])
-        except KilnError as wrong:
-            raise KilnError(
-                f"the sample pytorch/mnist.py fails: {wrong.what}", where=node.name, fix=f"run it in {node.image}"
             ) from None
 
     def _what_changed(self, made: Cluster) -> None:
@@ -460,6 +443,23 @@ class Rehearsal:
         data = asdict(self.report)
         (self.folder / "report.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         (self.folder / "report.html").write_text(as_html(self.project, data), encoding="utf-8")
+
+
+def run_sample(made: Cluster, node: Node, table: dict[str, Any]) -> None:
+    """A sample trains and tests; raises KilnError. ``table``: images/node.yml."""
+    script = f"""
+        set -e
+        source {table["workspaces"]["path"]}/py3/bin/activate
+        cd {table["paths"]["samples"]}/pytorch
+        python mnist.py --steps 2 >/tmp/sample.log 2>&1 || {{ tail -n 1 /tmp/sample.log >&2; exit 1; }}
+        grep -q "test accuracy" /tmp/sample.log || {{ echo "it tells no test accuracy" >&2; exit 1; }}
+    """
+    try:
+        made.execute(node, script, user=table["user"]["name"])
+    except KilnError as wrong:
+        raise KilnError(
+            f"the sample pytorch/mnist.py fails: {wrong.what}", where=node.name, fix=f"run it in {node.image}"
+        ) from None
 
 
 def moved(old: dict[str, str], new: dict[str, str]) -> tuple[list[str], list[tuple[str, str]]]:
