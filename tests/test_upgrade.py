@@ -227,24 +227,6 @@ def test_a_failed_upgrade_goes_back_with_the_data_untouched(
     assert volumes() == []
 
 
-@pytest.mark.parametrize(
-    ("fault", "failed", "verdict"),
-    [
-        # The way back is whole; but a user of the new release could not write.
-        (does_nothing, ("check", f"{DATA} belongs to 0:0 and not to the user"), "rolled back"),
-        (gives_it_to_another, ("manifest after", "differs in 1 entries, first node1: changed  .: group"), "changed"),
-    ],
-    ids=["root's", "another's"],
-)
-def test_the_volume_becomes_the_users(fault: Callable[[Cluster], None], failed: tuple[str, str], verdict: str) -> None:
-    report = rehearse(lambda name, made: fault(made) if name == "upgrade" else None, files=5).report
-    (step,) = (entry for entry in report.steps if entry.error)
-    assert step.name == failed[0]
-    assert failed[1] in step.error
-    assert report.verdict == verdict
-    assert report.exit_code == 1
-
-
 class Swapped:
     """Another volume at the new node's /data; going back finds the cluster's own again."""
 
@@ -287,6 +269,24 @@ def test_a_volume_whose_file_system_cannot_be_mounted(tmp_path: Path) -> None:
     assert "mount" in failed.error
     assert report.verdict == "rolled back"
     assert report.differences == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "failed", "verdict"),
+    [
+        # The way back is whole; but a user of the new release could not write.
+        (does_nothing, ("check", f"{DATA} belongs to 0:0 and not to the user"), "rolled back"),
+        (gives_it_to_another, ("manifest after", "differs in 1 entries, first node1: changed  .: group"), "changed"),
+    ],
+    ids=["root's", "another's"],
+)
+def test_the_volume_becomes_the_users(fault: Callable[[Cluster], None], failed: tuple[str, str], verdict: str) -> None:
+    report = rehearse(lambda name, made: fault(made) if name == "upgrade" else None, files=5).report
+    (step,) = (entry for entry in report.steps if entry.error)
+    assert step.name == failed[0]
+    assert failed[1] in step.error
+    assert report.verdict == verdict
+    assert report.exit_code == 1
 
 
 def test_a_full_volume_is_upgraded_and_kept(tmp_path: Path) -> None:
