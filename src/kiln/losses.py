@@ -484,16 +484,21 @@ def _parents(path: str) -> Iterator[str]:
 def _files(lost: list[tuple[str, Entry, Entry]], folders: frozenset[str], free: int) -> Iterator[Loss]:
     """A line for each file; one for a whole folder that the image does not have, or for many files of one folder."""
     groups: dict[tuple[str, Change], list[tuple[str, int]]] = {}
+    empty = []
     for path, old, new in lost:
         if new["type"] == "dir":
-            shown = data_manifest.shown(path + "/")
-            yield Loss("folder", "added", shown, 0, 0, _copy(path, 0, free, "added"), (path,))
+            empty.append(path)
             continue
         top = next((parent for parent in reversed(list(_parents(path))) if parent not in folders), "")
         # By itself, until it is known how many there are in its folder.
         key = top or (path.rpartition("/")[0] + "/")
         change: Change = "changed" if old else "added"
         groups.setdefault((key, change), []).append((path, new.get("size", 0)))
+    whole_folders = {key for (key, _), files in groups.items() if not key.endswith("/") and len(files) > 1}
+    for path in empty:
+        if whole_folders.isdisjoint(_parents(path)):
+            shown = data_manifest.shown(path + "/")
+            yield Loss("folder", "added", shown, 0, 0, _copy(path, 0, free, "added"), (path,))
     for (key, change), files in groups.items():
         size = sum(size for _, size in files)
         paths = tuple(path for path, _ in files)
