@@ -237,6 +237,16 @@ def test_the_number_of_processes_changes_no_byte(tree: Path, tmp_path: Path, job
     assert make(tree, tmp_path / "one", jobs=jobs).read_bytes() == make(tree, tmp_path / "default").read_bytes()
 
 
+def test_a_directory_that_is_listed_in_portions_is_whole(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(300):
+        (tree / "sub" / f"{number}").mkdir() if number % 7 == 0 else (tree / "sub" / f"{number}").touch()
+    whole = make(tree, tmp_path / "whole").read_bytes()
+    monkeypatch.setattr(data_manifest, "LISTED_BYTES", 1000)
+    assert make(tree, tmp_path / "portions").read_bytes() == whole
+
+
 def test_reading_leaves_no_trace(tree: Path, tmp_path: Path) -> None:
     os.utime(tree / "a", ns=(1, 1))
     here = Path.cwd()
@@ -479,3 +489,21 @@ def test_it_is_at_least_as_fast_as_find_and_sha256sum(tmp_path: Path) -> None:
         subprocess.run([sys.executable, PROGRAM, "make", tree, "-o", "/dev/null"], check=True)
         ours.append(time.monotonic() - started)
     assert min(ours) <= min(theirs), (ours, theirs)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("folders", "files", "length"), [(10, 100_000, 10), (1, 1_000_000, 255)])
+def test_a_million_entries_take_less_than_200_mib(tmp_path: Path, folders: int, files: int, length: int) -> None:
+    tree = tmp_path / "tree"
+    for number in range(folders):
+        (tree / f"{number}").mkdir(parents=True)
+        inside = os.open(tree / f"{number}", os.O_RDONLY)
+        for name in range(files):
+            os.mknod(f"{name}".zfill(length), dir_fd=inside)
+        os.close(inside)
+    with subprocess.Popen([sys.executable, PROGRAM, "make", tree, "-o", "/dev/null"]) as run:
+        _, status, used = os.wait4(run.pid, 0)
+    shutil.rmtree(tree)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert used.ru_maxrss < 200 << 10  # KiB, of the largest of its processes
