@@ -228,6 +228,7 @@ def test_a_rescue_keeps_everything_of_a_file_and_overwrites_nothing(used: tuple[
     note = inside(name, f"cat {folder}/RESTORE.md")
     assert f"sudo cp -a {folder}/home" in note
     assert "example" in note
+    assert rescue(name, report) == folder
     inside(name, f"echo mine > {folder}{HOME}/model.h5")
     assert rescue(name, report) == f"{DATA}/rescued-from-1.1-2"
     assert inside(name, f"cat {folder}{HOME}/model.h5") == "mine"
@@ -291,7 +292,7 @@ def test_every_python_of_a_node_says_the_same(used: tuple[str, LossReport]) -> N
 def test_over_ssh(user: str, store: Store, tmp_path: Path) -> None:
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    with container() as name:
+    with container(f"--volume={DATA}") as name:
         public = key.with_suffix(".pub").read_text(encoding="utf-8")
         folder = "/root/.ssh" if user == "root" else f"{HOME}/.ssh"
         inside(name, f"install -d -m 700 -o {user} {folder} && echo {shlex.quote(public)} > {folder}/authorized_keys")
@@ -309,6 +310,9 @@ def test_over_ssh(user: str, store: Store, tmp_path: Path) -> None:
         time.sleep(0.5)
         report = find(f"ssh://{user}@{address}", IMAGE, store, ssh_config=config)
         assert {loss.name for loss in report.losses} == {f"{HOME}/x", f"{folder}/authorized_keys"}
+        place = rescue(f"ssh://{user}@{address}", report, ssh_config=config)
+        assert inside(name, f"stat -c %U {place} && cat {place}{HOME}/x").splitlines() == [USER, "x"]
+        assert losses.made_from(f"ssh://{user}@{address}", config) == ("1.1", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -153,12 +153,18 @@ def test_what_an_upgrade_does_to_data_is_named_entry_by_entry() -> None:
     assert report.volumes == volumes() != []
 
 
-def fails(made: Cluster) -> None:
-    made.services["upgrade"] = Service("upgrade", "echo the new release is not ready; exit 9")
+def fails(service: str) -> Callable[[Cluster], None]:
+    def fault(made: Cluster) -> None:
+        made.services[service] = Service(service, "echo the new release is not ready; exit 9")
+
+    return fault
 
 
-def times_out(made: Cluster) -> None:
-    made.services["upgrade"] = Service("upgrade", "sleep 60", timeout_s=1)
+def times_out(service: str) -> Callable[[Cluster], None]:
+    def fault(made: Cluster) -> None:
+        made.services[service] = Service(service, "sleep 60", timeout_s=1)
+
+    return fault
 
 
 def does_nothing(made: Cluster) -> None:
@@ -197,18 +203,23 @@ def has_a_read_only_volume(made: Cluster) -> None:
 @pytest.mark.parametrize(
     ("step", "fault", "words"),
     [
-        ("upgrade", fails, "upgrade ended with code 9: the new release is not ready"),
-        ("upgrade", times_out, "upgrade ended with code 124"),
+        ("upgrade", fails("upgrade"), "upgrade ended with code 9: the new release is not ready"),
+        ("upgrade", times_out("upgrade"), "upgrade ended with code 124"),
         ("upgrade", loses_its_volume, f"upgrade ended with code 10: no volume is mounted at {DATA}"),
         ("upgrade", has_a_read_only_volume, f"upgrade ended with code 11: the volume at {DATA} cannot be written to"),
         ("check", has_no_sample, "the sample pytorch/mnist.py fails: python: can't open file 'mnist.py'"),
         ("configuration", is_killed, "the configuration was not rendered"),
+        ("upgrade", is_killed, "upgrade ended with code 137"),
+        ("start", fails("start"), "start ended with code 9: the new release is not ready"),
+        ("start", times_out("start"), "start ended with code 124"),
         ("start", is_killed, "start ended with code 137"),
+        ("manifest after", is_killed, f"no manifest of {DATA}"),
         ("check", is_killed, "health-check ended with code 137"),
     ],
     ids=[
-        *("fails", "times out", "no volume", "read-only volume", "no sample"),
-        *("killed in boot", "killed in start", "killed in check"),
+        *("upgrade fails", "upgrade times out", "no volume", "read-only volume", "no sample", "killed in boot"),
+        *("killed in upgrade", "start fails", "start times out", "killed in start", "killed in manifest"),
+        "killed in check",
     ],
 )
 def test_a_failed_upgrade_goes_back_with_the_data_untouched(
@@ -242,18 +253,69 @@ class Swapped:
             made.nodes[0] = replace(made.nodes[0], volume=self.own)
 
 
-def test_the_volume_of_another_cluster_is_noticed(tmp_path: Path) -> None:
+def manifest_of(volume: str, path: Path) -> Path:
+    with Path(data_manifest.__file__).open("rb") as program, path.open("wb") as output:
+        mount = f"--mount=type=volume,source={volume},target={DATA},volume-nocopy"
+        command = ["docker", "run", "--rm", "--interactive", mount, "deeplearning:1.2-cpu"]
+        subprocess.run([*command, "/usr/bin/python3", "-", "make", DATA], stdin=program, stdout=output, check=True)
+    return path
+
+
+def test_the_volume_of_another_cluster_is_noticed_and_kept(tmp_path: Path) -> None:
     volume = f"kiln-test-{os.getpid()}"
     docker("volume", "create", volume)
+    mount = f"--mount=type=volume,source={volume},target={DATA},volume-nocopy"
     try:
+        script = f"echo theirs > {DATA}/theirs; chown -R 4711:4711 {DATA}/theirs"
+        docker("run", "--rm", mount, "deeplearning:1.1-cpu", "sh", "-c", script)
+        before = manifest_of(volume, tmp_path / "before")
         report = rehearse(Swapped(volume), files=5).report
+        assert unchanged(volume, before, tmp_path / "after") == []
     finally:
         docker("volume", "rm", "--force", volume)
     (failed,) = (entry for entry in report.steps if entry.error)
     assert failed.name == "manifest after"
     assert f"{DATA} differs in" in failed.error
     assert report.verdict == "rolled back"
-    assert any("missing" in line or "gone" in line or "removed" in line for line in report.differences)
+    assert any("added    theirs (file)" in line for line in report.differences)
+
+
+def test_an_old_image_that_goes_midway_leaves_the_data_where_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rehearsal, "_reference", lambda self, release: f"kiln-test:{os.getpid()}-{release}")
+    names = {release: f"kiln-test:{os.getpid()}-{release}" for release in ("1.1", "1.2")}
+    for release, name in names.items():
+        docker("tag", f"deeplearning:{release}-cpu", name)
+
+    def go(step: str, made: Cluster) -> None:
+        if step == "upgrade":
+            fails(step)(made)
+        elif step == "old root disks":
+            docker("rmi", names["1.1"])
+
+    rehearsal = Rehearsal(PROJECT, STORE, "cpu", "1.1", "1.2", files=5, before_step=go)
+    try:
+        with pytest.raises(KilnError, match="docker run"):
+            rehearsal.run()
+    finally:
+        docker("rmi", *names.values(), check=False)
+    assert [entry.name for entry in rehearsal.report.steps if entry.error] == ["upgrade", "old root disks"]
+    (volume,) = rehearsal.report.volumes
+    assert (rehearsal.report.verdict, rehearsal.report.exit_code) == ("failed", 1)
+    assert unchanged(volume, rehearsal.folder / "node1-before.manifest", tmp_path / "now") == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("image", MATRIX.images("1.1"))
+def test_every_image_is_upgraded(image: str) -> None:
+    for release in ("1.1", "1.2"):
+        subprocess.run([KILN, "bake", f"--release={release}", f"--image={image}", "--json"], check=True, cwd=CHECKOUT)
+    rehearsal = Rehearsal(PROJECT, STORE, image, "1.1", "1.2", files=50)
+    report = rehearsal.run()
+    assert report.verdict == "kept", [entry for entry in report.steps if entry.error]
+    assert len(report.losses[0]["losses"]) == 3  # what the rehearsal itself made; nothing of the image's
 
 
 def test_a_volume_whose_file_system_cannot_be_mounted(tmp_path: Path) -> None:
@@ -399,10 +461,7 @@ def boot_old(volume: str) -> None:
 
 def unchanged(volume: str, before: Path, after: Path) -> list[Any]:
     """What differs on the volume, but for its top folder's owner and group."""
-    with Path(data_manifest.__file__).open("rb") as program, after.open("wb") as output:
-        mount = f"--mount=type=volume,source={volume},target={DATA},volume-nocopy"
-        command = ["docker", "run", "--rm", "--interactive", mount, "deeplearning:1.2-cpu"]
-        subprocess.run([*command, "/usr/bin/python3", "-", "make", DATA], stdin=program, stdout=output, check=True)
+    manifest_of(volume, after)
     found = data_manifest.differences(data_manifest.Manifest(str(before)), data_manifest.Manifest(str(after)))
     return [entry for entry in found if entry[1] != "." or {field for field, _, _ in entry[2]} - GIVEN]
 
@@ -459,7 +518,7 @@ def test_interrupted_it_keeps_the_volumes_and_says_where(own_store: Path) -> Non
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130, rest
     (volume,) = volumes()
-    assert f"volumes kept: {volume}" in rest
+    assert f"volumes kept: {volume}; docker volume rm removes them" in rest
     assert there() <= BEFORE["rest"]
 
 

@@ -623,8 +623,8 @@ def rescue(target: str, report: LossReport, *, ssh_config: Path | None = None, m
     """Copies the files that would be lost to /data/rescued-from-RELEASE; returns the folder.
 
     With owners, modes, times, xattrs and ACLs, and a note on the way back. What is there already stays: the folder then
-    gets another name. With ``mounted`` a volume must be mounted at /data. Raises KilnError, and nothing is copied then,
-    when there is no room.
+    gets another name, unless it holds all of it. With ``mounted`` a volume must be mounted at /data. Raises KilnError,
+    and nothing is copied then, when there is no room.
     """
     node = _Place.of(target, _shell(target, ssh_config))
     paths = sorted({path for loss in report.losses for path in loss.paths})

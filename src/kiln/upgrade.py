@@ -188,7 +188,8 @@ class Rehearsal:
             elif name:
                 volumes = docker("volume", "ls", "--quiet", f"--filter=name={name}-", check=False)
                 self.report.volumes = volumes.split()
-                self.told(f"volumes kept: {' '.join(self.report.volumes) or 'none'}")
+                kept = " ".join(self.report.volumes)
+                self.told(f"volumes kept: {kept}; docker volume rm removes them" if kept else "no volume was made")
             self._write()
         return self.report
 
