@@ -494,7 +494,7 @@ def kill_at_random(times: int, store: Path) -> None:
             assert late < times, f"{why}: the rehearsal had ended, as others before"
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_at_a_random_moment_it_loses_nothing(own_store: Path) -> None:
     kill_at_random(5, own_store)
 
