@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -236,6 +237,16 @@ def test_the_number_of_processes_changes_no_byte(tree: Path, tmp_path: Path, job
     assert make(tree, tmp_path / "one", jobs=jobs).read_bytes() == make(tree, tmp_path / "default").read_bytes()
 
 
+def test_a_directory_that_is_listed_in_portions_is_whole(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(300):
+        (tree / "sub" / f"{number}").mkdir() if number % 7 == 0 else (tree / "sub" / f"{number}").touch()
+    whole = make(tree, tmp_path / "whole").read_bytes()
+    monkeypatch.setattr(data_manifest, "LISTED_BYTES", 1000)
+    assert make(tree, tmp_path / "portions").read_bytes() == whole
+
+
 def test_reading_leaves_no_trace(tree: Path, tmp_path: Path) -> None:
     os.utime(tree / "a", ns=(1, 1))
     here = Path.cwd()
@@ -362,6 +373,13 @@ def test_one_that_nobody_reads_on_ends_at_once_and_leaves_no_process(tmp_path: P
         os.killpg(run.pid, 0)
 
 
+def signed(*lines: bytes) -> bytes:
+    """A manifest of these lines, whole by its last one."""
+    data = b"".join(lines)
+    end = {"entries": len(lines) - 1, "errors": 0, "sha256": hashlib.sha256(data).hexdigest()}
+    return data + json.dumps(end, separators=(",", ":")).encode() + b"\n"
+
+
 def test_a_manifest_that_is_not_whole_is_refused(tree: Path, tmp_path: Path) -> None:
     whole = make(tree, tmp_path / "whole")
     data = whole.read_bytes()
@@ -378,6 +396,9 @@ def test_a_manifest_that_is_not_whole_is_refused(tree: Path, tmp_path: Path) -> 
         (b"".join(lines[:5] + lines[6:]), "damaged"),
         (data.replace(b'"uid":', b'"uid": ', 1), "damaged"),
         (data.replace(b'"version":1', b'"version":2'), "version 2"),
+        (b'{"format":"kiln-data-manifest"}', "version None"),
+        (data[: data.rindex(b"{")] + b'{"entries":1}\n', "cut off"),
+        (signed(lines[0], b"{}\n"), "an entry has no path"),
     ]:
         broken.write_bytes(cut)
         with pytest.raises(ManifestError, match=says):
@@ -409,9 +430,29 @@ def test_the_program_by_itself(tree: Path, tmp_path: Path) -> None:
     nothing = run("make", tmp_path / "nothing")
     assert nothing.returncode == 2
     assert len(nothing.stderr.splitlines()) == 1
+    backwards = run("make", tree, "--jobs=-1")
+    assert (backwards.returncode, backwards.stderr.count("\n")) == (2, 1)
     full = run("make", tree, "-o", "/dev/full")
     assert full.returncode == 2
     assert "No space left" in full.stderr
+
+
+def test_a_manifest_below_its_own_tree_is_refused(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "way").symlink_to(tree)
+    for inside in (tree / "manifest", tmp_path / "way" / "sub" / "manifest"):
+        refused = run("make", tree, "-o", inside)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr.endswith(f"is below {tree}: write it elsewhere\n")
+        assert not inside.exists()
+        command = [str(Path(sys.executable).with_name("kiln")), "data", "manifest", str(tree), "-o", str(inside)]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert "write it elsewhere; name" in refused.stderr
+    with (tree / "manifest").open("wb") as stream:
+        command = [sys.executable, str(PROGRAM), "make", str(tree)]
+        assert subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, check=False).returncode == 2
+    assert (tree / "manifest").read_bytes() == b""
+    assert run("make", tree, "--exclude=sub", "-o", tree / "sub" / "manifest").returncode == 0
 
 
 def test_kiln_data(tree: Path, tmp_path: Path) -> None:
@@ -448,3 +489,21 @@ def test_it_is_at_least_as_fast_as_find_and_sha256sum(tmp_path: Path) -> None:
         subprocess.run([sys.executable, PROGRAM, "make", tree, "-o", "/dev/null"], check=True)
         ours.append(time.monotonic() - started)
     assert min(ours) <= min(theirs), (ours, theirs)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("folders", "files", "length"), [(10, 100_000, 10), (1, 1_000_000, 255)])
+def test_a_million_entries_take_less_than_200_mib(tmp_path: Path, folders: int, files: int, length: int) -> None:
+    tree = tmp_path / "tree"
+    for number in range(folders):
+        (tree / f"{number}").mkdir(parents=True)
+        inside = os.open(tree / f"{number}", os.O_RDONLY)
+        for name in range(files):
+            os.mknod(f"{name}".zfill(length), dir_fd=inside)
+        os.close(inside)
+    with subprocess.Popen([sys.executable, PROGRAM, "make", tree, "-o", "/dev/null"]) as run:
+        _, status, used = os.wait4(run.pid, 0)
+    shutil.rmtree(tree)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert used.ru_maxrss < 200 << 10  # KiB, of the largest of its processes

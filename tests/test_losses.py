@@ -12,16 +12,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kiln import losses
 from kiln.errors import KilnError
-from kiln.losses import Loss, LossReport, find_losses, rescue
+from kiln.losses import Loss, LossReport, rescue
 from kiln.node_tools import data_manifest
 from kiln.node_tools import losses as program
 from kiln.store import Store
-from tabled import DATA, HOME, PYTHON_PATH, USER
+from tabled import DATA, HOME, PYTHON_PATH, SPEC, USER
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -37,6 +38,7 @@ as 'mkdir -p dataset/empty dataset/images && cd dataset/images && for n in $(seq
 as 'mkdir projects && ln model.h5 projects/same.h5 && touch projects/a && ln -s ../model.h5 projects/link'
 as 'cd .config && for n in $(seq 30); do echo $n > conf$n; done'
 as 'printf x > "$(printf "new\\nline \\377")"'
+as 'mkdir -p plans/next .local/empty'
 echo 'export MINE=1' >> .bashrc
 mkdir -p /var/spool/cron/crontabs && echo '0 3 * * * {HOME}/train.sh' > /var/spool/cron/crontabs/{USER}
 chmod 600 /var/spool/cron/crontabs/{USER}
@@ -49,6 +51,12 @@ printf '/usr\\n/usr/bin\\n/usr/bin/example-tool\\n' > /var/lib/dpkg/info/example
 echo example > /usr/bin/example-tool
 echo 'vm.swappiness=1' > /etc/sysctl.d/99-mine.conf
 chmod 4755 /usr/bin/env
+python3 -c 'import os; os.setxattr("{HOME}/.bash_logout", "user.origin", b"mine")'
+mkdir -p {DATA}/envs/{{gone,kept,old}}/bin {DATA}/envs/old/lib/python3.6 {DATA}/conda/bin
+ln -s {HOME}/mine/bin/python3 {DATA}/envs/gone/bin/python; touch {DATA}/conda/bin/python
+ln -s {PYTHON_PATH}/3.6/bin/python3 {DATA}/envs/kept/bin/python
+echo 'home = {PYTHON_PATH}/3.6/bin' > {DATA}/envs/kept/pyvenv.cfg
+touch {DATA}/envs/old/bin/python; echo /opt/mine > {DATA}/envs/old/lib/python3.6/orig-prefix.txt
 """
 
 NOTHING_LOST = f"""
@@ -56,6 +64,7 @@ touch {HOME}/.profile /etc/passwd
 echo ls > {HOME}/.bash_history
 mkdir -p {HOME}/.cache/pip && echo x > {HOME}/.cache/pip/wheel
 python3 -m compileall -q {PY3}/lib/python3.6/site-packages/absl
+mkdir -p /srv/empty {HOME}/.hidden/empty
 echo x > /tmp/scratch; echo x > /var/log/mine.log; echo abc > /etc/machine-id
 echo x > {DATA}/kept
 rm /usr/share/perl5/Debconf/Log.pm /etc/debian_version
@@ -94,9 +103,15 @@ def used(store: Store) -> Iterator[tuple[str, LossReport]]:
     with container("--network=none", f"--volume={DATA}") as name:
         inside(name, USERS_WORK)
         docker("exec", "-d", "-u", USER, "-w", HOME, name, f"{PY3}/bin/python", "-c", "import time; time.sleep(999)")
+        docker("exec", "-d", "-w", HOME, name, "python3", "-c", "import time; time.sleep(998)")
+        docker("exec", "-d", "-w", "/", name, "python3", "-c", "import time; time.sleep(997)")  # as a service does
         docker("exec", "-d", "-u", USER, name, "bash", "-c", "exec -a jupyter-notebook sleep 999")
         time.sleep(0.5)
-        yield name, find_losses(name, IMAGE, store)
+        yield name, find(name, IMAGE, store)
+
+
+def find(target: str, image: str, store: Store, **more: Any) -> LossReport:
+    return losses.find_losses(target, image, store, workspaces=list(SPEC.names()["workspaces"].values()), **more)
 
 
 def of(report: LossReport, kind: str) -> dict[str, Loss]:
@@ -106,27 +121,29 @@ def of(report: LossReport, kind: str) -> dict[str, Loss]:
 def test_an_untouched_node_loses_nothing(store: Store) -> None:
     with container("--network=none") as name:
         before = docker("diff", name)
-        report = find_losses(name, IMAGE, store)
+        report = find(name, IMAGE, store)
         assert report.losses == ()
         assert report.exit_code() == 0
-        assert "nothing would be lost" in report.as_text()
+        assert "no loss found" in report.as_text()
         assert docker("diff", name) == before
 
 
 def test_what_is_no_loss_is_not_told(store: Store) -> None:
     with container("--network=none", f"--volume={DATA}") as name:
         inside(name, NOTHING_LOST)
-        report = find_losses(name, IMAGE, store)
+        report = find(name, IMAGE, store)
         assert report.losses == ()
         assert sum(report.left_out.values()) >= 5
+        assert f"no loss found; {sum(report.left_out.values())} files differ and are not told: " in report.as_text()
+        assert "; 1 logs; " in report.as_text()
         assert set(report.left_out) <= {reason for _, reason in losses.NOISE}
 
 
 def test_a_change_that_keeps_size_and_time_is_found_when_everything_is_read(store: Store) -> None:
     with container("--network=none") as name:
         inside(name, f"cd {HOME}; touch -r .bashrc /tmp/r; sed -i 's/^# ~/# -/' .bashrc; touch -r /tmp/r .bashrc")
-        assert find_losses(name, IMAGE, store).losses == ()
-        assert [loss.name for loss in find_losses(name, IMAGE, store, thorough=True).losses] == [f"{HOME}/.bashrc"]
+        assert find(name, IMAGE, store).losses == ()
+        assert [loss.name for loss in find(name, IMAGE, store, thorough=True).losses] == [f"{HOME}/.bashrc"]
 
 
 def test_files_are_told_each_by_itself_or_as_a_folder(used: tuple[str, LossReport]) -> None:
@@ -145,7 +162,17 @@ def test_files_are_told_each_by_itself_or_as_a_folder(used: tuple[str, LossRepor
     }
     assert set(files) == {
         *(f"{HOME}/model.h5", f"{HOME}/.bashrc", f"{HOME}/new%0Aline %FF"),
-        *("/usr/bin/env", "/etc/sysctl.d/99-mine.conf"),
+        *("/usr/bin/env", "/etc/sysctl.d/99-mine.conf", f"{HOME}/.bash_logout"),
+    }
+    assert files[f"{HOME}/.bash_logout"].change == "changed"  # an xattr alone
+    assert set(of(report, "folder")) == {f"{HOME}/plans/next/"}
+
+
+def test_virtualenvs_on_the_volume_that_will_not_start_are_told(used: tuple[str, LossReport]) -> None:
+    _, report = used
+    assert set(of(report, "environment")) == {
+        f"{DATA}/envs/gone (starts no more without {HOME}/mine/bin)",
+        f"{DATA}/envs/old (starts no more without /opt/mine)",
     }
 
 
@@ -164,9 +191,11 @@ def test_crontabs_and_what_runs_are_told(used: tuple[str, LossReport]) -> None:
     (crontab,) = of(report, "crontab").values()
     assert crontab.name == f"/var/spool/cron/crontabs/{USER}"
     assert crontab.advice.startswith(f"crontab -u {USER} -l > {DATA}/crontab-{USER}; ")
-    (training,) = of(report, "training").values()
-    assert f"in {HOME})" in training.name
-    assert training.size > 1 << 20
+    trainings = of(report, "training")
+    assert sorted(re.sub(r".*sleep\((\d+)\).*in (.*)\)", r"\1 \2", name) for name in trainings) == [
+        *(f"998 {HOME}", f"999 {HOME}")
+    ]
+    assert all(training.size > 1 << 20 for training in trainings.values())
     (notebook,) = of(report, "notebook").values()
     assert notebook.name.startswith("jupyter-notebook 999")
     assert len(report.losses) == sum(len(of(report, kind)) for kind in {loss.kind for loss in report.losses})
@@ -195,9 +224,11 @@ def test_a_rescue_keeps_everything_of_a_file_and_overwrites_nothing(used: tuple[
         name, f"ls {folder}{HOME}/dataset/images | wc -l; ls -d {folder}{HOME}/dataset/empty"
     ).splitlines() == [*("3000", f"{folder}{HOME}/dataset/empty")]
     inside(name, f'cmp "{HOME}/$(printf "new\\nline \\377")" "{folder}{HOME}/$(printf "new\\nline \\377")"')
+    assert inside(name, f"stat -c %U {folder}{HOME}/plans/next") == USER
     note = inside(name, f"cat {folder}/RESTORE.md")
     assert f"sudo cp -a {folder}/home" in note
     assert "example" in note
+    assert rescue(name, report) == folder
     inside(name, f"echo mine > {folder}{HOME}/model.h5")
     assert rescue(name, report) == f"{DATA}/rescued-from-1.1-2"
     assert inside(name, f"cat {folder}{HOME}/model.h5") == "mine"
@@ -208,7 +239,7 @@ def test_a_rescue_keeps_xattrs_and_holes(store: Store) -> None:
     with container("--network=none", f"--volume={DATA}") as name:
         inside(name, f"truncate -s 1G {HOME}/sparse; echo end >> {HOME}/sparse")
         inside(name, f'python3 -c \'import os; os.setxattr("{HOME}/sparse", "user.origin", b"camera")\'')
-        report = find_losses(name, IMAGE, store)
+        report = find(name, IMAGE, store)
         folder = rescue(name, report)
         asked = f'python3 -c \'import os; print(os.getxattr("{folder}{HOME}/sparse", "user.origin"))\''
         assert inside(name, asked) == "b'camera'"
@@ -218,13 +249,13 @@ def test_a_rescue_keeps_xattrs_and_holes(store: Store) -> None:
 def test_a_rescue_that_has_no_room_or_no_volume_leaves_nothing(store: Store) -> None:
     with container("--network=none", f"--tmpfs={DATA}:size=80m") as name:
         inside(name, f"head -c 30000000 /dev/urandom > {HOME}/model.h5")
-        report = find_losses(name, IMAGE, store)
+        report = find(name, IMAGE, store)
         with pytest.raises(KilnError, match=f"{DATA} has 80 MiB free and the copy needs 92 MiB"):
             rescue(name, report)
         assert inside(name, f"ls -A {DATA}") == ""
     with container("--network=none") as name:
         inside(name, f"echo x > {HOME}/x")
-        report = find_losses(name, IMAGE, store)
+        report = find(name, IMAGE, store)
         assert not report.mounted
         with pytest.raises(KilnError, match=f"no volume is mounted at {DATA}"):
             rescue(name, report)
@@ -261,7 +292,7 @@ def test_every_python_of_a_node_says_the_same(used: tuple[str, LossReport]) -> N
 def test_over_ssh(user: str, store: Store, tmp_path: Path) -> None:
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    with container() as name:
+    with container(f"--volume={DATA}") as name:
         public = key.with_suffix(".pub").read_text(encoding="utf-8")
         folder = "/root/.ssh" if user == "root" else f"{HOME}/.ssh"
         inside(name, f"install -d -m 700 -o {user} {folder} && echo {shlex.quote(public)} > {folder}/authorized_keys")
@@ -277,17 +308,20 @@ def test_over_ssh(user: str, store: Store, tmp_path: Path) -> None:
             encoding="utf-8",
         )
         time.sleep(0.5)
-        report = find_losses(f"ssh://{user}@{address}", IMAGE, store, ssh_config=config)
+        report = find(f"ssh://{user}@{address}", IMAGE, store, ssh_config=config)
         assert {loss.name for loss in report.losses} == {f"{HOME}/x", f"{folder}/authorized_keys"}
+        place = rescue(f"ssh://{user}@{address}", report, ssh_config=config)
+        assert inside(name, f"stat -c %U {place} && cat {place}{HOME}/x").splitlines() == [USER, "x"]
+        assert losses.made_from(f"ssh://{user}@{address}", config) == ("1.1", "cpu")
 
 
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (lambda store: find_losses("no-such-container", IMAGE, store), "there is no container no-such-container"),
-        (lambda store: find_losses("local", "no-such-image", store), "there is no image no-such-image"),
-        (lambda store: find_losses("ssh://nobody", IMAGE, store), "write ssh://user@host:port"),
-        (lambda store: find_losses("ssh://nobody@127.0.0.1:1", IMAGE, store), "cannot log in"),
+        (lambda store: find("no-such-container", IMAGE, store), "there is no container no-such-container"),
+        (lambda store: find("local", "no-such-image", store), "there is no image no-such-image"),
+        (lambda store: find("ssh://nobody", IMAGE, store), "write ssh://user@host:port"),
+        (lambda store: find("ssh://nobody@127.0.0.1:1", IMAGE, store), "cannot log in"),
     ],
 )
 def test_what_cannot_be_reached_is_one_sentence(store: Store, asked: Callable[[Store], LossReport], says: str) -> None:

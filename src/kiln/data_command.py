@@ -32,10 +32,11 @@ def manifest(
     """Write the manifest of the tree ROOT; exit code 2 when something could not be read whole."""
     excluded = [os.fsencode(path).strip(b"/") for path in exclude]
     try:
+        data_manifest.refuse_inside(os.fsencode(root), os.fsencode(output or ""), excluded, one_file_system)
         with output.open("wb") if output else os.fdopen(os.dup(sys.stdout.fileno()), "wb") as stream:
             entries, errors = data_manifest.make(os.fsencode(root), stream.write, jobs or 0, excluded, one_file_system)
     except data_manifest.ManifestError as error:
-        raise KilnError(str(error), fix="name a directory that can be read") from None
+        raise KilnError(str(error), fix="name a directory that can be read, and an output outside of it") from None
     if errors:
         raise KilnError(
             f"{errors} of {entries} entries could not be read whole",

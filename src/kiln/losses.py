@@ -27,7 +27,8 @@ from kiln.store import Store
 EXIT_CODE = 3
 """What a command ends with when something would be lost."""
 
-WORKSPACES = ("/home/ubuntu/workspaces/py2", "/home/ubuntu/workspaces/py3")
+RELEASE_FILE = "/etc/deeplearning/release"
+"""Where a node says what it was made from."""
 
 NOT_ENTERED = ("data", "dev", "proc", "run", "sys", "tmp")
 """Below the root: what survives an upgrade, and what does not survive a boot anyway."""
@@ -82,8 +83,13 @@ _NOISE = tuple((re.compile(pattern), reason) for pattern, reason in NOISE)
 CRONTABS = re.compile(r"/var/spool/cron/.*|/etc/cron(tab$|\..*/.*)")
 SYSTEM = re.compile(r"/(etc|usr|bin|sbin|lib\w*|boot|var)/.*")
 
-Kind = Literal["file", "files", "crontab", "distribution", "package", "notebook", "training", "process"]
-Change = Literal["added", "changed", "removed", "running"]
+VISIBLE = re.compile(_HOME + r"(/[^./][^/]*)+")
+"""Folders that people make: programs make theirs with a dot before the name, or elsewhere."""
+
+Kind = Literal[
+    "file", "files", "folder", "environment", "crontab", "distribution", "package", "notebook", "training", "process"
+]
+Change = Literal["added", "changed", "removed", "running", "broken"]
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,13 @@ class LossReport:
 
     def as_text(self) -> str:
         """A block per kind, a line for each loss and one for what to do with it."""
+        left_out = ""
+        if self.left_out:
+            kinds = "; ".join(f"{count:,} {reason}" for reason, count in sorted(self.left_out.items()))
+            left_out = f"{sum(self.left_out.values()):,} files differ and are not told: {kinds}"
         if not self.losses:
-            return f"{self.target}: nothing outside /data differs from {self.image}; nothing would be lost"
+            found = f"no loss found; {left_out}" if left_out else "nothing outside /data differs; nothing would be lost"
+            return f"{self.target}, compared with {self.image}: {found}"
         lines = [f"{self.target}, compared with {self.image}: an upgrade would lose"]
         for loss in self.losses:
             files = f", {loss.count:,} files" if loss.count > 1 else ""
@@ -144,6 +155,7 @@ class LossReport:
             lines.append(f"  {'':<22}{loss.advice}")
         volume = f"{_size(self.free)} free on /data" if self.mounted else "no volume is mounted at /data"
         lines.append(f"{len(self.losses)} losses, {_size(self.size)} in files; {volume}")
+        lines += [left_out] if left_out else []
         return "\n".join(lines)
 
 
@@ -276,6 +288,19 @@ class _Place:
         return json.loads(run.stdout)
 
 
+def made_from(target: str, ssh_config: Path | None = None) -> tuple[str, str]:
+    """Release and image that the node was made from, each empty where it does not say; raises KilnError."""
+    run = subprocess.run(
+        _shell(target, ssh_config).command(["cat", RELEASE_FILE]),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = dict(line.partition("=")[::2] for line in run.stdout.splitlines())
+    return said.get("RELEASE", ""), said.get("IMAGE", "")
+
+
 # The image
 
 
@@ -301,7 +326,7 @@ def _started(image: str) -> Iterator[_Place]:
             engine.remove_container(container)
 
 
-def baseline(image: str, store: Store, workspaces: Sequence[str] = WORKSPACES) -> tuple[Path, dict[str, Any]]:
+def baseline(image: str, store: Store, workspaces: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     """The manifest of an image's files and its facts; made at the first call, which takes about 10 s, then kept."""
     folder = store.root / "baselines"
     folder.mkdir(parents=True, exist_ok=True)
@@ -326,16 +351,34 @@ Entry = dict[str, Any]
 def _differing(image: Path, node: Path) -> Iterator[tuple[str, Entry, Entry]]:
     """(absolute quoted path, the image's entry or an empty one, the node's) where the node's may hold something new.
 
-    A file of the same size and other time may be the same still.
+    A file of the same size and other time may be the same still. Of folders only a new one that holds nothing.
     """
     before, after = data_manifest.Manifest(str(image)), data_manifest.Manifest(str(node))
+    folder = ""
+    """The new one that was last, as long as nothing is found in it; what it holds comes next, as all of it is new."""
     try:
         for old, new in data_manifest.pairs(before, after):
-            if new and new["path"] != "." and new.get("type") not in ("dir", "socket", None):
-                keys = ("type", "size", "mtime_ns" if new["type"] == "file" else "target", "mode", "uid", "gid")
+            if not new:
+                continue
+            path = "/" + new["path"]
+            if folder and not path.startswith(folder + "/"):
+                yield folder, {}, {"type": "dir"}
+            folder = path if new.get("type") == "dir" and not old and VISIBLE.fullmatch(path) else ""
+            if new.get("type") not in ("dir", "socket", None):
+                keys = (
+                    "type",
+                    "size",
+                    "mtime_ns" if new["type"] == "file" else "target",
+                    "mode",
+                    "uid",
+                    "gid",
+                    "xattrs",
+                )
                 other = "sha256" in new and old.get("sha256") != new["sha256"]
                 if other or any(old.get(key) != new.get(key) for key in keys):
-                    yield "/" + new["path"], old, new
+                    yield path, old, new
+        if folder:
+            yield folder, {}, {"type": "dir"}
     finally:
         before.close()
         after.close()
@@ -356,16 +399,17 @@ def find_losses(
     image: str,
     store: Store,
     *,
+    workspaces: Sequence[str],
     release: str = "",
     ssh_config: Path | None = None,
-    workspaces: Sequence[str] = WORKSPACES,
     thorough: bool = False,
 ) -> LossReport:
     """Compares a node with its image; reads only.
 
     ``target``: a container, ssh://user@host:port, or local. ``image``: reference of the image that the node was made
-    from. ``release``: what the report calls it; default: the image's tag up to its first dash. ``thorough``: read every
-    file, and so find what was changed without another size or time; else only files with another time are read.
+    from. ``workspaces``: its virtualenvs. ``release``: what the report calls it; default: the image's tag up to its
+    first dash. ``thorough``: read every file, and so find what was changed without another size or time; else only
+    files with another time are read.
     Raises KilnError when one of them cannot be read.
     """
     manifest, was = baseline(image, store, workspaces)
@@ -399,8 +443,10 @@ def find_losses(
         if not _same(old, new, answer["digests"].get(path)) and not _is_claimed(path, claimed, workspaces)
     ]
     free = now["volume"]["free"]
+    folders = _folders(manifest)
     found = [
-        *_files(lost, _folders(manifest), free),
+        *_files(lost, folders, free),
+        *_environments(now["environments"], folders),
         *distributions,
         *packages,
         *(_running(process) for process in now["processes"]),
@@ -415,8 +461,9 @@ def _noise(path: str) -> str:
 
 def _same(old: Entry, new: Entry, digest: str | None) -> bool:
     """Whether a file is the image's although its time is another."""
-    keys = ("type", "size", "mode", "uid", "gid")
-    return bool(old) and digest is not None and old.get("sha256") == digest and all(old[k] == new[k] for k in keys)
+    keys = ("type", "size", "mode", "uid", "gid", "xattrs")
+    same = all(old.get(key) == new.get(key) for key in keys)
+    return bool(old) and digest is not None and old.get("sha256") == digest and same
 
 
 def _is_claimed(path: str, claimed: set[str], workspaces: Iterable[str]) -> bool:
@@ -437,12 +484,21 @@ def _parents(path: str) -> Iterator[str]:
 def _files(lost: list[tuple[str, Entry, Entry]], folders: frozenset[str], free: int) -> Iterator[Loss]:
     """A line for each file; one for a whole folder that the image does not have, or for many files of one folder."""
     groups: dict[tuple[str, Change], list[tuple[str, int]]] = {}
+    empty = []
     for path, old, new in lost:
+        if new["type"] == "dir":
+            empty.append(path)
+            continue
         top = next((parent for parent in reversed(list(_parents(path))) if parent not in folders), "")
         # By itself, until it is known how many there are in its folder.
         key = top or (path.rpartition("/")[0] + "/")
         change: Change = "changed" if old else "added"
         groups.setdefault((key, change), []).append((path, new.get("size", 0)))
+    whole_folders = {key for (key, _), files in groups.items() if not key.endswith("/") and len(files) > 1}
+    for path in empty:
+        if whole_folders.isdisjoint(_parents(path)):
+            shown = data_manifest.shown(path + "/")
+            yield Loss("folder", "added", shown, 0, 0, _copy(path, 0, free, "added"), (path,))
     for (key, change), files in groups.items():
         size = sum(size for _, size in files)
         paths = tuple(path for path, _ in files)
@@ -480,6 +536,16 @@ def _copy(path: str, size: int, free: int, change: Change, *, several: bool = Fa
     if change == "changed" and SYSTEM.fullmatch(path):
         return f"note what you changed: the new image has a file of its own there; cp -a --parents {name} /data/"
     return f"cp -a --parents {name} /data/"
+
+
+def _environments(pythons: dict[str, str], folders: frozenset[str]) -> Iterator[Loss]:
+    """Virtualenvs on the volume that will not start, as their Python is neither there nor of the image."""
+    for environment, python in sorted(pythons.items()):
+        if not python.startswith("/data/") and python not in folders:
+            name, needs = data_manifest.shown(environment), data_manifest.shown(python)
+            pip = shlex.quote(f"{name}/bin/pip")
+            advice = f"{pip} freeze > /data/requirements-{name.rpartition('/')[2]}.txt; after the upgrade make it anew"
+            yield Loss("environment", "broken", f"{name} (starts no more without {needs})", 0, 0, advice)
 
 
 def _distributions(
@@ -557,8 +623,8 @@ def rescue(target: str, report: LossReport, *, ssh_config: Path | None = None, m
     """Copies the files that would be lost to /data/rescued-from-RELEASE; returns the folder.
 
     With owners, modes, times, xattrs and ACLs, and a note on the way back. What is there already stays: the folder then
-    gets another name. With ``mounted`` a volume must be mounted at /data. Raises KilnError, and nothing is copied then,
-    when there is no room.
+    gets another name, unless it holds all of it. With ``mounted`` a volume must be mounted at /data. Raises KilnError,
+    and nothing is copied then, when there is no room.
     """
     node = _Place.of(target, _shell(target, ssh_config))
     paths = sorted({path for loss in report.losses for path in loss.paths})
@@ -591,7 +657,8 @@ def restore_note(report: LossReport) -> str:
         "Look before you put back what stands below /etc, /usr or /var: the new release has files of its own there.",
         "Remove this folder when you have all that you need.",
     ]
-    lines += listed("Files", ("file", "files", "crontab"), lambda loss: f"- {loss.change}: `{loss.name}`")
+    lines += listed("Files", ("file", "files", "folder", "crontab"), lambda loss: f"- {loss.change}: `{loss.name}`")
+    lines += listed("Virtualenvs", ("environment",), lambda loss: f"- {loss.name}; {loss.advice}")
     lines += listed("Distributions", ("distribution",), lambda loss: f"- {loss.change}: {loss.name}; {loss.advice}")
     lines += listed("Packages", ("package",), lambda loss: f"- {loss.change}: {loss.name}; {loss.advice}")
     lines += listed("What ran, and is not copied", ("notebook", "training", "process"), lambda loss: f"- `{loss.name}`")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,8 +33,29 @@ Verdict = Literal["kept", "changed", "rolled back", "failed"]
 
 PYTHON = "/usr/bin/python3"
 
-EXPECTED = {("uid", "."), ("gid", ".")}
-"""(field, path) that ``upgrade`` changes on purpose: releases before 1.2 left the volume's top folder to root."""
+GIVEN = {"uid", "gid"}
+"""Fields of the volume's top folder that ``upgrade`` changes on purpose: releases before 1.2 left it to root."""
+
+# Has no name, so that the folder's own time stays as it is.
+WRITE = "import os, sys; os.close(os.open(sys.argv[1], os.O_TMPFILE | os.O_WRONLY, 0o600))"
+
+# Starts, and imports all that was installed in it; writes nothing, as /data may have to be compared again.
+TRY_PYTHON = """
+if ! [ -e "$python" ]; then
+  echo "does not start: $(readlink -m "$python") is gone, it lay outside /data"
+elif said=$("$python" -B - 2>&1 <<'END'
+import pkgutil, sys
+own = [path for path in sys.path if path.startswith(sys.prefix) and path.endswith("site-packages")]
+for _, name, _ in pkgutil.iter_modules(own):
+    __import__(name)
+print("Python " + sys.version.split()[0])
+END
+); then
+  echo "$said"
+else
+  echo "does not start: $(tail -n 1 <<<"$said")"
+fi
+"""
 
 
 @dataclass(frozen=True)
@@ -72,10 +93,12 @@ class Report:
     """component, old version, new version; of the images' own manifests."""
     removed: list[str] = field(default_factory=list)
     """Paths a user may know that the new image has no more."""
+    renamed: list[tuple[str, str]] = field(default_factory=list)
+    """Paths of files that the new image has elsewhere: old, new."""
     samples: list[str] = field(default_factory=list)
     """What became of the samples and of the flags that they take, a sentence each."""
     environments: list[dict[str, str]] = field(default_factory=list)
-    """Interpreters below /data, virtualenvs' and others, and what they say on the new image."""
+    """Interpreters below /data, virtualenvs' and others: their version on the new image, or why they do not start."""
     volumes: list[str] = field(default_factory=list)
     """Data volumes that were kept in the engine."""
 
@@ -165,7 +188,8 @@ class Rehearsal:
             elif name:
                 volumes = docker("volume", "ls", "--quiet", f"--filter=name={name}-", check=False)
                 self.report.volumes = volumes.split()
-                self.told(f"volumes kept: {' '.join(self.report.volumes) or 'none'}")
+                kept = " ".join(self.report.volumes)
+                self.told(f"volumes kept: {kept}; docker volume rm removes them" if kept else "no volume was made")
             self._write()
         return self.report
 
@@ -234,7 +258,10 @@ class Rehearsal:
                 self._compare(node, "back")
         with self._step("check after going back", made):
             for node in made.nodes:
-                self._works(made, node)
+                # Nobody is promised more than the old release gave.
+                if self._is_users(node, "before"):
+                    self._write_as_user(made, node)
+                run_sample(made, node, self._node_table())
         self.report.verdict = "changed" if self.report.differences else "rolled back"
         self.report.differences = list(dict.fromkeys([*seen, *self.report.differences]))
 
@@ -278,16 +305,28 @@ class Rehearsal:
             done = subprocess.run(command, stdin=program, capture_output=True, text=True, check=False)
         if done.returncode:
             raise KilnError("the volume could not be filled", where=node.name, fix=done.stderr.strip()[-200:])
-        workspaces = self._node_table()["workspaces"]["path"]
-        # As users make them: from the interpreter of a workspace, beside their data.
+        table = self._node_table()
+        user, pythons = table["user"]["name"], table["python"]["path"]
+        series = [row["series"] for row in self._pythons()]
+        # Release 1.0 had a Miniconda of root's there. The virtualenvs are made as users make them; the Python of the
+        # last lies outside of /data.
         script = f"""
-            for name in py2 py3; do
-              python=$(readlink -f {workspaces}/$name/bin/python)
-              install -d -o ubuntu -g ubuntu /data/environments/$name/bin
-              ln -s "$python" /data/environments/$name/bin/python
-            done
-            install -d -o ubuntu -g ubuntu ~ubuntu/experiments
-            su ubuntu -c 'echo "learning rate 0.01" > ~/experiments/notes.txt'
+            set -e
+            cp -a {pythons}/{series[0]} /data/miniconda2
+            ln -sfn python{series[0]} /data/miniconda2/bin/python
+            install -d -o {user} -g {user} /data/environments
+            su {user} -c '
+              set -e
+              for series in {" ".join(series)}; do
+                virtualenv --quiet --no-download --no-pip --no-setuptools --no-wheel \\
+                  -p {pythons}/$series/bin/python$series /data/environments/$series >/dev/null
+                echo "value = 1" > /data/environments/$series/lib/python$series/site-packages/of_the_user.py
+              done
+              ln -s {pythons}/{series[-1]} ~/own-python
+              ~/own-python/bin/python{series[-1]} -m venv --without-pip /data/environments/own
+              mkdir ~/experiments
+              echo "learning rate 0.01" > ~/experiments/notes.txt
+            '
         """
         made.execute(node, script)
 
@@ -295,10 +334,13 @@ class Rehearsal:
         data: dict[str, Any] = read_table(self.project.images / "node.yml", self.project.root).data
         return data
 
+    def _pythons(self) -> list[dict[str, Any]]:
+        table = read_table(self.project.images / "components" / "python.yml", self.project.root)
+        return list(table.data["versions"].values())
+
     def _losses(self, node: Node) -> LossReport:
         path = self._node_table()["workspaces"]["path"]
-        pythons = read_table(self.project.images / "components" / "python.yml", self.project.root).data["versions"]
-        workspaces = [f"{path}/{row['workspace']}" for row in pythons.values()]
+        workspaces = [f"{path}/{row['workspace']}" for row in self._pythons()]
         return find_losses(node.container, node.image, self.store, release=self.old, workspaces=workspaces)
 
     def _place(self, node: Node, when: str) -> Path:
@@ -317,36 +359,52 @@ class Rehearsal:
             self.report.entries += int(last["entries"])
             self.report.sha256.append(str(last["sha256"]))
 
+    def _top_owner(self, node: Node, when: str) -> tuple[int, int]:
+        """User and group of the volume's top folder."""
+        with closing(data_manifest.Manifest(str(self._place(node, when)))) as manifest:
+            entry = manifest.entry(next(manifest.lines()))
+        return entry["uid"], entry["gid"]
+
+    def _is_users(self, node: Node, when: str) -> bool:
+        user = self._node_table()["user"]
+        return self._top_owner(node, when) == (user["uid"], user["gid"])
+
     def _compare(self, node: Node, when: str) -> None:
-        before = data_manifest.Manifest(str(self._place(node, "before")))
-        after = data_manifest.Manifest(str(self._place(node, when)))
-        for difference in data_manifest.differences(before, after):
-            told = f"{node.name}: {data_manifest.sentence(difference)}"
-            kind, path, changes = difference
-            fields = {(name if kind == "changed" else kind, path) for name, _, _ in changes}
-            (self.report.given if fields <= EXPECTED else self.report.differences).append(told)
+        with ExitStack() as files:
+            before, after = (
+                files.enter_context(closing(data_manifest.Manifest(str(self._place(node, time)))))
+                for time in ("before", when)
+            )
+            for difference in data_manifest.differences(before, after):
+                told = f"{node.name}: {data_manifest.sentence(difference)}"
+                _, path, changes = difference
+                given = path == "." and {name for name, _, _ in changes} <= GIVEN and self._is_users(node, when)
+                (self.report.given if given else self.report.differences).append(told)
 
     def _check(self, made: Cluster, node: Node) -> None:
         """A user can go on: the node is healthy, the volume is theirs; what their interpreters say is noted."""
         health = Service("health-check", "/opt/dl/bin/health-check", 30)
         made.services = {**made.services, health.name: health}
         made.run(node, health.name)
-        self._works(made, node)
+        if not self._is_users(node, "after"):
+            owner = "{}:{}".format(*self._top_owner(node, "after"))
+            raise KilnError(f"/data belongs to {owner} and not to the user", where=node.name, fix="look at upgrade")
+        self._write_as_user(made, node)
+        run_sample(made, node, self._node_table())
+        user = self._node_table()["user"]["name"]
         pythons = made.execute(node, "find /data -maxdepth 5 -path '*/bin/python'")
-        for python in pythons.splitlines():
-            says = made.execute(node, f"{shlex.quote(python)} --version 2>&1 || true", user="ubuntu")
+        for python in sorted(pythons.splitlines()):
+            says = made.execute(node, f"python={shlex.quote(python)}\n{TRY_PYTHON}", user=user)
             self.report.environments.append({"node": node.name, "python": python, "says": says})
 
-    def _works(self, made: Cluster, node: Node) -> None:
-        """A user can write to the volume, and a sample trains and tests."""
-        table = self._node_table()
-        script = f"""
-            set -eo pipefail
-            probe=$(mktemp -p /data) && rm $probe
-            source {table["workspaces"]["path"]}/py3/bin/activate
-            cd {table["paths"]["samples"]}/pytorch && python mnist.py --steps 2 2>&1 | grep "test accuracy"
-        """
-        made.execute(node, script, user=table["user"]["name"])
+    def _write_as_user(self, made: Cluster, node: Node) -> None:
+        command = shlex.join([PYTHON, "-c", WRITE, "/data"])
+        try:
+            made.execute(node, command, user=self._node_table()["user"]["name"])
+        except KilnError as wrong:
+            raise KilnError(
+                f"the user cannot write to /data ({wrong.what})", where=node.name, fix="look at upgrade"
+            ) from None
 
     def _what_changed(self, made: Cluster) -> None:
         held = {release: self._held(release) for release in (self.old, self.new)}
@@ -354,7 +412,7 @@ class Rehearsal:
             old, new = held[self.old].get(name, "none"), held[self.new].get(name, "none")
             if old != new:
                 self.report.changes.append({"component": name, "old": old, "new": new})
-        self.report.removed = sorted(self._paths(self.old) - self._paths(self.new))
+        self.report.removed, self.report.renamed = moved(self._paths(self.old), self._paths(self.new))
         folder = self._node_table()["paths"]["samples"]
         self.report.samples = sample_changes(
             *(read_samples(self._reference(release), folder) for release in (self.old, self.new))
@@ -371,11 +429,13 @@ class Rehearsal:
             )
         return found
 
-    def _paths(self, release: str) -> set[str]:
-        """Paths near the surface of what a user works with."""
-        script = "find /home/ubuntu /opt /usr/local/bin -maxdepth 3 -not -path '*/lib/*'"
+    def _paths(self, release: str) -> dict[str, str]:
+        """Paths near the surface of what a user works with, to the content's digest where it is a file of some."""
+        near = f"find {self._node_table()['user']['home']} /opt /usr/local/bin -maxdepth 3 -not -path '*/lib/*'"
+        script = f"{near}; echo; {near} -type f -size +0 -exec sha256sum {{}} +"
         said = docker("run", "--rm", "--entrypoint=sh", self._reference(release), "-c", script)
-        return set(said.splitlines())
+        paths, _, digests = said.partition("\n\n")
+        return dict.fromkeys(paths.splitlines(), "") | {line[66:]: line[:64] for line in digests.splitlines()}
 
     # The report
 
@@ -383,6 +443,38 @@ class Rehearsal:
         data = asdict(self.report)
         (self.folder / "report.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         (self.folder / "report.html").write_text(as_html(self.project, data), encoding="utf-8")
+
+
+def run_sample(made: Cluster, node: Node, table: dict[str, Any]) -> None:
+    """A sample trains and tests; raises KilnError. ``table``: images/node.yml."""
+    script = f"""
+        set -e
+        source {table["workspaces"]["path"]}/py3/bin/activate
+        cd {table["paths"]["samples"]}/pytorch
+        python mnist.py --steps 2 >/tmp/sample.log 2>&1 || {{ tail -n 1 /tmp/sample.log >&2; exit 1; }}
+        grep -q "test accuracy" /tmp/sample.log || {{ echo "it tells no test accuracy" >&2; exit 1; }}
+    """
+    try:
+        made.execute(node, script, user=table["user"]["name"])
+    except KilnError as wrong:
+        raise KilnError(
+            f"the sample pytorch/mnist.py fails: {wrong.what}", where=node.name, fix=f"run it in {node.image}"
+        ) from None
+
+
+def moved(old: dict[str, str], new: dict[str, str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Paths that are gone, and (old, new) of a file whose content one new path has; the trees are path to digest."""
+    places: dict[str, list[str]] = {}
+    for path in sorted(new.keys() - old.keys()):
+        places.setdefault(new[path], []).append(path)
+    gone, renamed = [], []
+    for path in sorted(old.keys() - new.keys()):
+        found = places.get(old[path], []) if old[path] else []
+        if len(found) == 1:
+            renamed.append((path, found[0]))
+        else:
+            gone.append(path)
+    return gone, renamed
 
 
 def as_html(project: Project, report: dict[str, Any]) -> str:

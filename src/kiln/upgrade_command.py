@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kiln.errors import KilnError
 from kiln.project import Project
+
+if TYPE_CHECKING:
+    from kiln.matrix import Matrix
 
 
 @click.command()
@@ -25,6 +29,7 @@ from kiln.project import Project
     "--preflight", "target", metavar="NODE", help="Only tell what an upgrade of NODE would lose; exit code 3."
 )
 @click.option("--rescue", is_flag=True, help="With --preflight: copy it to NODE's /data.")
+@click.option("--thorough", is_flag=True, help="With --preflight: read every file, not only those with another time.")
 @click.option("--ssh-config", type=click.Path(path_type=Path), help="For ssh:// nodes, as ssh's -F takes it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_obj
@@ -38,41 +43,74 @@ def upgrade(
     keep_volumes: bool,
     target: str | None,
     rescue: bool,
+    thorough: bool,
     ssh_config: Path | None,
     as_json: bool,
 ) -> None:
     """Rehearse an upgrade on containers and prove that /data is kept.
 
-    NODE is a container or ssh://user@host:port; it is compared with the image that --from and --image name.
+    NODE is a container or ssh://user@host:port; it is compared with the image that it was made from. One that does not
+    say which needs --from and --image.
     """
     from kiln.matrix import Matrix
-    from kiln.tables import read_table
 
     project = find()
     matrix = Matrix(project, "registry")
+    if target is not None:
+        _preflight(matrix, target, old, images, ssh_config, as_json=as_json, rescue=rescue, thorough=thorough)
+        return
+    for option, given in (("--rescue", rescue), ("--thorough", thorough)):
+        if given:
+            raise KilnError(f"{option} needs a node", fix="name one with --preflight")
     newest = new or matrix.releases()[-1]
     if old is None:
-        path = project.images / "releases" / f"{newest}.yml"
-        accepted = read_table(path, project.root).data.get("upgrades_from", []) if path.is_file() else []
+        accepted = matrix.release(newest)[1].upgrades_from
         if not accepted:
             raise KilnError(f"release {newest} accepts no upgrade", where="images/releases", fix="name one with --to")
         old = accepted[-1]
     chosen = matrix.images(old) if "all" in images else images or ("cpu",)
-    if target:
-        _preflight(project, target, f"deeplearning:{old}-{chosen[0]}", old, ssh_config, as_json=as_json, rescue=rescue)
-        return
-    if rescue:
-        raise KilnError("--rescue needs a node", fix="name one with --preflight")
     _rehearse(project, old, newest, tuple(chosen), nodes, files, keep_volumes=keep_volumes, as_json=as_json)
 
 
 def _preflight(
-    project: Project, target: str, image: str, release: str, ssh_config: Path | None, *, as_json: bool, rescue: bool
+    matrix: Matrix,
+    target: str,
+    release: str | None,
+    images: tuple[str, ...],
+    ssh_config: Path | None,
+    *,
+    as_json: bool,
+    rescue: bool,
+    thorough: bool,
 ) -> None:
     from kiln import losses
     from kiln.store import Store
 
-    report = losses.find_losses(target, image, Store.of(project), release=release, ssh_config=ssh_config)
+    if not target:
+        raise KilnError("--preflight names no node", fix="name a container or ssh://user@host:port")
+    if len(images) > 1 or "all" in images:
+        raise KilnError("a node was made from one image", fix="name that one, or leave out --image")
+    said = losses.made_from(target, ssh_config)
+    named = (release or said[0], images[0] if images else said[1])
+    if not all(named):
+        raise KilnError(
+            f"{target} does not say which image it was made from", fix="add --from RELEASE and --image IMAGE"
+        )
+    if all(said) and named != said:
+        raise KilnError(
+            f"{target} was made from {'/'.join(said)} and not from {'/'.join(named)}",
+            fix="leave out --from and --image",
+        )
+    workspaces = matrix.resolve(*named).names()["workspaces"]
+    report = losses.find_losses(
+        target,
+        f"deeplearning:{named[0]}-{named[1]}",
+        Store.of(matrix.project),
+        workspaces=list(workspaces.values()),
+        release=named[0],
+        ssh_config=ssh_config,
+        thorough=thorough,
+    )
     click.echo(json.dumps(report.as_data(), indent=1) if as_json else report.as_text())
     if rescue and report.losses:
         place = losses.rescue(target, report, ssh_config=ssh_config)

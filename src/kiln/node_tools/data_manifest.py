@@ -5,7 +5,7 @@
     data_manifest.py compare A B [--json]  exit 0 equal, 1 different, 2 could not compare
 
 It only reads: not even access times change where the system lets us leave them (O_NOATIME). FILE must not be below
-ROOT.
+ROOT, unless it is excluded: it is refused.
 
 The file
 --------
@@ -82,6 +82,8 @@ BATCH_NAMES = 400
 BATCH_BYTES = 16384
 PIPE_BYTES = 32768
 """What surely fits into a pipe (pipe(7): 65536) beside what is there already: more is sent only to an idle worker."""
+LISTED_BYTES = 96 << 20
+"""Names of one directory in memory at once, at most about this; for what is beyond it is listed again later."""
 AHEAD_BYTES = 32 << 20
 """Finished lines that wait for a slow file before them, at most about this."""
 
@@ -89,6 +91,7 @@ SEEK_DATA, SEEK_HOLE = 3, 4  # lseek(2)
 O_NOATIME = 0o1000000  # open(2) on x86 and ARM
 O_CLOEXEC = 0o2000000
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | O_CLOEXEC
+READ_QUIETLY = READ | O_NOATIME
 
 TYPES = {
     stat.S_IFREG: "file",
@@ -223,11 +226,10 @@ else:
     def _xattrs(name, descriptor):
         # type: (bytes, int) -> list[tuple[bytes, bytes]]
         if descriptor >= 0:
-            return [(os.fsencode(key), os.getxattr(descriptor, key)) for key in os.listxattr(descriptor)]
-        return [
-            (os.fsencode(key), os.getxattr(name, key, follow_symlinks=False))
-            for key in os.listxattr(name, follow_symlinks=False)
-        ]
+            keys = os.listxattr(descriptor)
+            return [(os.fsencode(key), os.getxattr(descriptor, key)) for key in keys] if keys else []
+        keys = os.listxattr(name, follow_symlinks=False)
+        return [(os.fsencode(key), os.getxattr(name, key, follow_symlinks=False)) for key in keys] if keys else []
 
 
 def xattrs_field(name, descriptor):
@@ -235,14 +237,18 @@ def xattrs_field(name, descriptor):
     """The entry's xattrs as a JSON field, empty where it has none or its file system knows none."""
     try:
         found = _xattrs(name, descriptor)
+        if not found:
+            return ""
     except OSError as error:
         if error.errno == errno.ENOTSUP:
             return ""
         raise
-    if not found:
-        return ""
     pairs = ['"%s":"%s"' % (quoted(key), binascii.b2a_base64(value).decode("ascii").strip()) for key, value in found]
     return ',"xattrs":{%s}' % ",".join(sorted(pairs))
+
+
+_sha256 = hashlib.sha256
+NO_CONTENT = _sha256().hexdigest()
 
 
 class ChangedError(Exception):
@@ -261,12 +267,12 @@ class Reader(object):
         # type: (int, os.stat_result) -> str
         """The content's JSON fields; raises ChangedError when the file is not what ``status`` says."""
         size = status.st_size
-        if size and (status.st_blocks * 512 < size or size >= BLOCK) and _first_hole(descriptor) < size:
+        if size and (size >= BLOCK or status.st_blocks * 512 < size) and _first_hole(descriptor) < size:
             return self._sparse(descriptor, size)
         if size <= SMALL:
             data = os.read(descriptor, size + 1)
             if len(data) == size:
-                return ',"size":%d,"sha256":"%s"' % (size, hashlib.sha256(data).hexdigest())
+                return ',"size":%d,"sha256":"%s"' % (size, _sha256(data).hexdigest() if data else NO_CONTENT)
             os.lseek(descriptor, 0, os.SEEK_SET)
         digest = hashlib.sha256()
         length = 0
@@ -378,7 +384,7 @@ def _extents(descriptor, size):
 def _open(name):
     # type: (bytes) -> int
     try:
-        return os.open(name, READ | O_NOATIME)
+        return os.open(name, READ_QUIETLY)
     except OSError as error:
         if error.errno != errno.EPERM:  # somebody else's file
             raise
@@ -602,14 +608,14 @@ class Walk(object):
 
     def messages(self):
         # type: () -> typing.Iterator[bytes]
-        names, folders, items = self._listed(b"")
+        names, folders, last, items = self._listed(b"", b"")
         items = list(itertools.chain([b"/d"], items, [b"."]))
         at = b""
         """Where the worker that gets the items is."""
         length = 0
-        stack = [(b"", iter(names), folders)]
+        stack = [(b"", iter(names), folders, last)]
         while stack:
-            folder, rest, folders = stack[-1]
+            folder, rest, folders, last = stack[-1]
             inside = folder + b"/" if folder else b""
             for name in rest:
                 if self.excluded and inside + name in self.excluded:
@@ -625,50 +631,72 @@ class Walk(object):
                     at = folder
                 length += len(name) + 1
                 if name in folders:
-                    names, below, failed = self._listed(inside + name)
+                    names, below, more, failed = self._listed(inside + name, b"")
                     items += failed
                     items.append(name)
                     if names:
-                        stack.append((inside + name, iter(names), below))
+                        stack.append((inside + name, iter(names), below, more))
                         break
                 else:
                     items.append(name)
             else:
                 stack.pop()
+                if last:
+                    names, folders, last, failed = self._listed(folder, last)
+                    if failed:
+                        refuse("%s was there and is gone: make it again" % quoted(folder))
+                    stack.append((folder, iter(names), folders, last))
         yield b"\0".join(items)
 
-    def _listed(self, folder):
-        # type: (bytes) -> tuple[list[bytes], set[bytes], list[bytes]]
-        """Sorted names, those of them that are directories, and the item that says why there are none."""
+    def _listed(self, folder, after):
+        # type: (bytes, bytes) -> tuple[list[bytes], set[bytes], bytes, list[bytes]]
+        """Sorted names after ``after``, those of them that are directories, and the item that says why there are none.
+
+        The last name stands third where there are more that come after it.
+        """
         try:
             enter(self.root, folder)
             if self.device is not None and os.lstat(b".").st_dev != self.device:
-                return [], set(), []
-            names, folders = _names()
+                return [], set(), b"", []
+            names, folders, more = _names(after)
         except OSError as error:
-            return [], set(), [b"/e" + os.strerror(error.errno or 0).encode("ascii", "replace")]
+            return [], set(), b"", [b"/e" + os.strerror(error.errno or 0).encode("ascii", "replace")]
         names.sort()
-        return names, folders, []
+        return names, folders, names[-1] if more else b"", []
 
 
 if PY2:
 
-    def _names():
-        # type: () -> tuple[list[bytes], set[bytes]]
+    def _names(after):
+        # type: (bytes) -> tuple[list[bytes], set[bytes], bool]
+        """All at once: Python 2 lists a directory in no other way."""
         names = os.listdir(b".")
-        return names, {name for name in names if stat.S_ISDIR(os.lstat(name).st_mode)}
+        return names, {name for name in names if stat.S_ISDIR(os.lstat(name).st_mode)}, False
 
 else:
 
-    def _names():
-        # type: () -> tuple[list[bytes], set[bytes]]
-        names = []
-        folders = set()
+    def _names(after):
+        # type: (bytes) -> tuple[list[bytes], set[bytes], bool]
+        """The first names after ``after``, the directories among them, and whether there are more."""
+        names = []  # type: list[bytes]
+        folders = set()  # type: set[bytes]
+        length = 0
+        last = b""
         for found in os.scandir(b"."):
-            names.append(found.name)
+            name = found.name
+            if name <= after or (last and name > last):
+                continue
+            names.append(name)
             if found.is_dir(follow_symlinks=False):
-                folders.add(found.name)
-        return names, folders
+                folders.add(name)
+            length += len(name) + 48  # what CPython needs beside the bytes
+            if length > LISTED_BYTES:
+                names.sort()
+                del names[len(names) // 2 + 1 :]
+                last = names[-1]
+                folders.intersection_update(names)
+                length = sum(len(name) + 48 for name in names)
+        return names, folders, bool(last)
 
 
 class Writing(object):
@@ -847,6 +875,8 @@ def make(root, write, jobs=0, excluded=(), one_file_system=False, content=True):
     all below. ``one_file_system``: what is mounted below is an entry and is not entered. Without ``content`` no file is
     opened. The working directory is where it was afterwards. Raises ManifestError when there is nothing to walk.
     """
+    if jobs < 0:
+        refuse("%d processes cannot read: say 1 or more" % jobs)
     here = os.open(b".", os.O_RDONLY | O_CLOEXEC)
     try:
         try:
@@ -887,6 +917,32 @@ def make(root, write, jobs=0, excluded=(), one_file_system=False, content=True):
         os.close(here)
 
 
+def refuse_inside(root, output, excluded, one_file_system):
+    # type: (bytes, bytes, Paths, bool) -> None
+    """Raises ManifestError when ``output`` is a file of the tree, and would be an entry that changes as it is written.
+
+    An empty ``output`` is standard output, which the shell may have made a file.
+    """
+    output = os.path.realpath(output or b"/proc/self/fd/1")
+    if os.path.exists(output) and not os.path.isfile(output):  # a device
+        return
+    try:
+        top = os.stat(root)
+        if one_file_system and os.stat(os.path.dirname(output)).st_dev != top.st_dev:
+            return
+    except OSError:  # told when it is read or written
+        return
+    left_out = frozenset(excluded)
+    folder = output
+    while folder != b"/":
+        folder = os.path.dirname(folder)
+        if os.path.samestat(os.stat(folder), top):
+            names = output[len(folder.rstrip(b"/")) + 1 :].split(b"/")
+            if not any(b"/".join(names[: count + 1]) in left_out for count in range(len(names))):
+                refuse("%s is below %s: write it elsewhere" % (quoted(output), quoted(root)))
+            return
+
+
 # Comparing
 
 
@@ -912,7 +968,8 @@ class Manifest(object):
             raise ManifestError("%s: no manifest of a data tree" % self.path)
         if self.header.get("version") != VERSION:
             raise ManifestError(
-                "%s: a manifest of version %s, and this program knows %d" % (self.path, self.header["version"], VERSION)
+                "%s: a manifest of version %s, and this program knows %d"
+                % (self.path, self.header.get("version"), VERSION)
             )
         self.begin = len(first)
         digest.update(first)
@@ -923,12 +980,12 @@ class Manifest(object):
             last = line
             entries += 1
         end = self._object(last) if last.startswith(b'{"entries":') and last.endswith(b"\n") else {}
-        if not end:
+        if not isinstance(end.get("errors"), int):
             raise ManifestError("%s: cut off after %d entries: make it again" % (self.path, max(entries, 0)))
         if end.get("sha256") != digest.hexdigest() or end.get("entries") != entries:
             raise ManifestError("%s: damaged, its own digest does not fit: make it again" % self.path)
         self.entries = entries
-        self.errors = int(end["errors"])
+        self.errors = end["errors"]
 
     def _object(self, line):
         # type: (bytes) -> Entry
@@ -952,7 +1009,10 @@ class Manifest(object):
 
     def entry(self, line):
         # type: (bytes) -> Entry
-        return self._object(line)
+        found = self._object(line)
+        if "path" not in found:
+            raise ManifestError("%s: an entry has no path: make it again" % self.path)
+        return found
 
     def close(self):
         # type: () -> None
@@ -1142,6 +1202,7 @@ def main(words=None):
             )
             return 1 if different else 0
         excluded = [_raw(path).strip(b"/") for path in arguments.exclude]
+        refuse_inside(_raw(arguments.root), _raw(arguments.output or ""), excluded, arguments.one_file_system)
         if arguments.output:
             stream = os.fdopen(os.open(arguments.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), "wb")
             write = stream.write  # type: Write

@@ -36,6 +36,10 @@ ARGUMENTS = 1 << 16
 FIRST_PERSON = 1000
 """adduser(8): users from this number on are people; below are the system's."""
 NOBODY = 65534
+PEOPLES = re.compile(b"/(root|home/[^/]+|data)(/|$)")
+"""Where people work; a Python that root runs elsewhere is the system's."""
+DEEPEST = 4
+"""Folders between /data and a virtualenv."""
 
 QUIET = frozenset(
     (
@@ -157,7 +161,11 @@ def processes():
             words = read("/proc/%s/cmdline" % name).rstrip(b"\0").split(b"\0")
         except OSError:
             continue
-        kind = kind_of(words, FIRST_PERSON <= user < NOBODY)
+        if not words[0]:  # the kernel's own
+            continue
+        folder = working_folder(name, user, status.st_gid)
+        person = FIRST_PERSON <= user < NOBODY or is_peoples(words, folder)
+        kind = kind_of(words, person)
         if kind:
             command = b" ".join(words).decode("utf-8", "replace")
             told = read("/proc/%s/status" % name).decode("utf-8", "replace")
@@ -168,7 +176,7 @@ def processes():
                     "uid": user,
                     "kind": kind,
                     "command": command[:500],
-                    "cwd": quoted(working_folder(name, user, status.st_gid)),
+                    "cwd": quoted(folder),
                     "memory": int(memory.group(1)) * 1024 if memory else 0,
                 }
             )
@@ -216,13 +224,11 @@ def kind_of(words, person):
     # type: (list[bytes], bool) -> str
     """notebook, training, tensorboard, session or process; empty for what holds no work of anybody.
 
-    ``person``: whether somebody, and not the system, runs it.
+    ``person``: whether somebody runs it for himself, and not the system.
     """
-    if not words[0]:
-        return ""
     names = [os.path.basename(word).decode("utf-8", "replace") for word in words[:3]]
     line = b" ".join(words).decode("utf-8", "replace")
-    python = bool(re.match(r"i?python[\d.]*$", names[0]))
+    python = is_python(words)
     if re.match("jupyter", names[0]) or (python and re.search(r"ipykernel|jupyter|\bnotebook\b", line)):
         return "notebook"
     if "tensorboard" in names or "tensorboard.main" in line:
@@ -236,6 +242,44 @@ def kind_of(words, person):
     if re.match("tmux|screen", names[0].lower()):
         return "session"
     return "" if names[0].lstrip("-").rstrip(":") in QUIET else "process"
+
+
+def is_peoples(words, folder):
+    # type: (list[bytes], bytes) -> bool
+    """Whether a Python that the system's users may run too is somebody's, by where it or its program stands."""
+    if not is_python(words):
+        return False
+    return any(PEOPLES.match(path) for path in itertools.chain([folder], words))
+
+
+def is_python(words):
+    # type: (list[bytes]) -> bool
+    return bool(re.match(b"i?python[0-9.]*$", os.path.basename(words[0])))
+
+
+def environments():
+    # type: () -> dict[str, str]
+    """Virtualenvs below /data to the folder of the Python that each needs; the one itself where it needs no other."""
+    found = {}
+    for folder, folders, _ in os.walk(DATA):
+        python = folder + b"/bin/python"
+        if b"bin" in folders and os.path.lexists(python):
+            found[quoted(folder)] = quoted(python_of(folder))
+            del folders[:]
+        elif folder.count(b"/") > DEEPEST:
+            del folders[:]
+    return found
+
+
+def python_of(environment):
+    # type: (bytes) -> bytes
+    told = re.search(b"^home *= *(/.*)$", read(environment + b"/pyvenv.cfg"), re.MULTILINE)
+    if told:
+        return told.group(1)
+    for path in glob.glob(environment + b"/lib/python*/orig-prefix.txt"):  # virtualenv before 20
+        return read(path).strip()
+    python = environment + b"/bin/python"
+    return os.path.dirname(os.path.realpath(python)) if os.path.islink(python) else environment
 
 
 def volume():
@@ -253,12 +297,13 @@ def volume():
     }
 
 
-def facts(environments):
+def facts(workspaces):
     # type: (list[str]) -> Facts
     return {
         "packages": packages(),
         "automatic": automatic(),
-        "distributions": {environment: distributions(environment) for environment in environments},
+        "distributions": {workspace: distributions(workspace) for workspace in workspaces},
+        "environments": environments(),
         "processes": processes(),
         "volume": volume(),
     }
@@ -359,15 +404,36 @@ def free_name(wanted):
     return name
 
 
+def is_copy(path, copy):
+    # type: (bytes, bytes) -> bool
+    """Whether ``copy`` is one of ``path`` with all below, files by size and time; what else it holds is no matter."""
+    try:
+        one, other = os.lstat(path), os.lstat(copy)
+        kind = stat.S_IFMT(one.st_mode)
+        if (one.st_mode, one.st_uid, one.st_gid) != (other.st_mode, other.st_uid, other.st_gid):
+            return False
+        if kind == stat.S_IFDIR:
+            return all(is_copy(path + b"/" + name, copy + b"/" + name) for name in os.listdir(path))
+        if kind == stat.S_IFLNK:
+            return os.readlink(path) == os.readlink(copy)
+    except OSError:
+        return False
+    return (one.st_size, one.st_mtime, one.st_rdev) == (other.st_size, other.st_mtime, other.st_rdev)
+
+
 def rescue(request):
     # type: (Facts) -> Facts
     """Copies ``paths`` below a new folder of /data, with owners, modes, times, xattrs, ACLs, holes and hard links.
 
-    Whole or not at all: everything is copied under another name first. Raises RescueError.
+    Whole or not at all: everything is copied under another name first. Where an earlier copy holds it all, that is the
+    answer. Raises RescueError.
     """
     paths = [unquoted(path) for path in request["paths"]]
     if request["mounted"] and not os.path.ismount(DATA):
         raise RescueError("no volume is mounted at /data: what is copied there would be lost as well")
+    for earlier in sorted(glob.glob(DATA + b"/" + unquoted(request["name"]) + b"*")):
+        if not earlier.endswith(b".partial") and all(is_copy(path, earlier + path) for path in paths):
+            return {"folder": quoted(earlier), "bytes": 0, "files": 0}
     size, inodes = needed(paths)
     space = volume()
     if size + LEAST_FREE > space["free"] or (space["inodes"] is not None and inodes + 100 > space["inodes"]):

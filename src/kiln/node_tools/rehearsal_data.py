@@ -1,21 +1,28 @@
 #!/usr/bin/env python3
 """Fills a fresh data volume the way users and file systems do, for a rehearsal: rehearsal_data.py DATA FILES.
 
-Everything that a copy could lose: names of any bytes, hard links, holes, extended attributes, times to the nanosecond,
-special files, foreign owners, empty and deep folders, and a volume of release 1.0's time (/data/miniconda2, root's).
+Everything that a copy could lose: names of any bytes, hard links, holes, extended attributes, an ACL, times to the
+nanosecond, special files, foreign owners, empty and deep folders. What needs programs of the image is added elsewhere.
 """
 
 from __future__ import absolute_import, print_function
 
 import os
-import shutil
 import socket
 import stat
+import struct
 import sys
 
 USER = 1000
 WHEN = (1534204800, 123456789)
 """2018-08-14, seconds and nanoseconds."""
+
+NOBODY = 0xFFFFFFFF
+ACL = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHI", *entry)
+    for entry in ((1, 6, NOBODY), (2, 6, 4711), (4, 4, NOBODY), (16, 6, NOBODY), (32, 4, NOBODY))
+)
+"""That user 4711 may write, as the kernel stores it: linux/posix_acl_xattr.h."""
 
 
 def write(path, content):
@@ -66,6 +73,7 @@ def fill(data, files):
     server.close()
     write(join(work, b"labelled"), b"has attributes\n")
     os.setxattr(join(work, b"labelled"), b"user.origin", b"rehearsal \x00\xff")
+    os.setxattr(join(work, b"labelled"), b"system.posix_acl_access", ACL)
     write(join(work, b"program"), b"#!/bin/sh\necho runs\n")
     os.utime(join(work, b"program"), ns=(WHEN[0] * 10**9, WHEN[0] * 10**9 + WHEN[1]))
     for folder, folders, leaves in os.walk(work):
@@ -74,10 +82,6 @@ def fill(data, files):
     write(join(work, b"of another user"), b"uid 4711\n")
     os.chown(join(work, b"of another user"), 4711, 4711)
     os.chmod(join(work, b"program"), stat.S_ISUID | stat.S_IRWXU)  # last: a change of the owner takes set-uid away
-    os.makedirs(join(data, b"miniconda2", b"bin"))
-    write(join(data, b"miniconda2", b"bin", b"python"), b"#!/bin/sh\necho Python 2.7 of release 1.0\n")
-    # A program of everybody's.
-    shutil.copymode("/bin/sh", join(data, b"miniconda2", b"bin", b"python"))
 
 
 if __name__ == "__main__":
