@@ -353,6 +353,7 @@ def node_start(find: Callable[[], Project], image: str, name: str, channel: str,
     from kiln.expectations import expected
     from kiln.store import Store
 
+    nodes.check_name(name)
     project = find()
     release, _, only = image.rpartition("/")
     chosen = ((release,) if release else (), (only,), channel)
@@ -373,8 +374,8 @@ def node_stop(find: Callable[[], Project], name: str, work: Path | None) -> None
     """Remove the node and what was laid out for it."""
     from kiln import node as nodes
 
-    nodes.stop(name, work or find().store / "nodes" / name)
-    click.echo(f"{name} is gone")
+    was = nodes.stop(name, work or find().store / "nodes" / name)
+    click.echo(f"{name} is gone" if was else f"there is no node {name}")
 
 
 @main.group(cls=Commands)

@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
@@ -118,6 +118,7 @@ class Container:
 
     id: str
     name: str
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 class Engine:
@@ -182,7 +183,7 @@ class Engine:
         """Containers, dead ones included, whose name starts with ``prefix``."""
         with _told():
             listed = self._api.containers(all=True, filters={"name": f"^/{prefix}"})
-        return [Container(entry["Id"], entry["Names"][0].lstrip("/")) for entry in listed]
+        return [Container(entry["Id"], entry["Names"][0].lstrip("/"), entry["Labels"] or {}) for entry in listed]
 
     def remove_container(self, container: Container) -> None:
         """Removes it whatever its state; one that is gone already is fine."""
