@@ -244,14 +244,17 @@ def verify(
     """
     from kiln import verify as verifying
 
+    if junit is not None and (junit.is_dir() or not junit.absolute().parent.is_dir()):
+        raise KilnError("cannot be written", where=str(junit), fix="name a file in a folder that exists for --junit")
+
     def told(check: verifying.Check) -> None:
         if not as_json:
             click.echo(f"{check.verdict:<12}{check.check} ({check.seconds:.1f} s)")
 
     report = verifying.verify(find(), target, as_=as_, channel=channel, only=only, ssh_config=ssh_config, told=told)
+    click.echo(json.dumps(report.as_data(), indent=1) if as_json else "\n" + verifying.as_text(report))
     if junit is not None:
         junit.write_text(verifying.as_junit(report), encoding="utf-8")
-    click.echo(json.dumps(report.as_data(), indent=1) if as_json else "\n" + verifying.as_text(report))
     sys.exit(report.exit_code(strict=strict))
 
 
