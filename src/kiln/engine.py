@@ -30,6 +30,9 @@ STAGES = "kiln/stage"
 TIMEOUT_S = 600
 """For one answer: a commit or an import of gigabytes on a busy disk takes minutes."""
 
+DRIVER_DEVICE = Path("/dev/nvidiactl")
+"""There where NVIDIA's driver is loaded."""
+
 _SIOCGIFADDR = 0x8915
 """netdevice(7): asks an interface for its address; Linux's <linux/sockios.h>."""
 
@@ -144,6 +147,12 @@ class Engine:
         with _told():
             return Path(self._api.info()["DockerRootDir"])
 
+    def gives_gpus(self) -> bool:
+        """Whether containers can be given this machine's GPUs: it has a driver, and the engine NVIDIA's runtime."""
+        with _told():
+            runtimes = self._api.info().get("Runtimes") or {}
+        return "nvidia" in runtimes and DRIVER_DEVICE.exists()
+
     def gateway(self) -> str:
         """Address of this machine as containers on the default bridge see it."""
         with _told():
@@ -225,10 +234,18 @@ class Engine:
 
     def run_idle(self, reference: str, name: str) -> None:
         """Starts a container of the image that does nothing; removes those of processes that are dead."""
+        from docker.types import DeviceRequest
+
         self.remove_orphans()
+        requests = [DeviceRequest(count=-1, capabilities=[["gpu"]])] if self.gives_gpus() else None
         with _told():
             made = self._api.create_container(
-                reference, command=["sleep", "infinity"], name=name, entrypoint="", labels={OWNER_LABEL: owner.myself()}
+                reference,
+                command=["sleep", "infinity"],
+                name=name,
+                entrypoint="",
+                labels={OWNER_LABEL: owner.myself()},
+                host_config=self._api.create_host_config(device_requests=requests),
             )
             self._api.start(made["Id"])
 

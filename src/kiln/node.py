@@ -31,6 +31,8 @@ SYSTEMD = [
     *("--volume=/sys/fs/cgroup:/sys/fs/cgroup:ro", "--env=container=docker"),
 ]
 
+GPUS = "--gpus=all"
+
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 """What Docker takes as a container's name: it leads out of no folder."""
 
@@ -86,6 +88,7 @@ def start(plan: Plan, expectations: dict[str, Any], store: Store, name: str, wor
         for source, target, mode in mounts
     ]
     identity = ["--name", name, "--hostname", "node", f"--label={NODE_LABEL}={name}"]
+    options += [GPUS] if Engine().gives_gpus() else []
     command = ["docker", "run", "--detach", *identity, *SYSTEMD, *options, final.reference]
     _docker([*command, "/lib/systemd/systemd"], "cannot be started")
     await_boot(name)
