@@ -217,8 +217,27 @@ def _bake(
     return made
 
 
+def _bundled(context: click.Context, option: click.Option, value: Path | None) -> None:
+    """Writes the archive and ends, whatever else was asked."""
+    from kiln.bundle import FOLDER, write_bundle
+
+    if value is not None:
+        write_bundle(context.obj(), value)
+        click.echo(f"on the node: tar -xzf {value.name} && {FOLDER}/run")
+        context.exit()
+
+
 @main.command()
 @click.argument("target")
+@click.option(
+    "--bundle",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_bundled,
+    help="Only write kiln and all it needs there, to run on a node as local.",
+)
 @click.option("--as", "as_", metavar="RELEASE/IMAGE", help="What to compare with; default: what the target says it is.")
 @click.option("--channel", help="Default: what the target says, else registry.")
 @click.option("--strict", is_flag=True, help="Substituted counts as failed.")
