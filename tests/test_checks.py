@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import testinfra
 
+from kiln.checks.asking import lacks_module, lines
+from kiln.checks.devices import nvidia_gpus
 from kiln.checks.sockets import Open, reachable
 from kiln.errors import KilnError
 from kiln.matrix import Matrix
@@ -159,6 +162,19 @@ def test_what_repeats_a_table_is_found() -> None:
     assert repeated(f'"""{user["name"]}"""') == []
 
 
+def test_every_substitution_has_a_check() -> None:
+    marked = {
+        component
+        for path in CHECKS.glob("test_*.py")
+        for component in re.findall(r"mark\.component\(\"(\w+)\"\)", path.read_text(encoding="utf-8"))
+    }
+    for release in MATRIX.releases():
+        for image in MATRIX.images(release):
+            substituted = set(MATRIX.resolve(release, image).manifest()["substitutions"])
+            assert substituted
+            assert substituted - marked == set()
+
+
 # What the kernel writes for ssh on all addresses, a DHCP client, and a resolver of the loopback interface alone.
 TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4124495 1 0 100 0 0 10 0
@@ -177,6 +193,45 @@ UDP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retr
 def test_what_others_can_reach_is_told_from_what_they_cannot() -> None:
     assert reachable("tcp", TCP) == {Open("tcp", 22, 0), Open("tcp", 8888, 1000), Open("tcp", 80, 33)}
     assert reachable("udp", UDP) == {Open("udp", 68, 0)}
+
+
+(LOCAL,) = testinfra.get_hosts(["local://"])
+
+
+def test_the_answer_of_a_program_that_did_not_answer_is_none() -> None:
+    assert lines(LOCAL.run("printf 'a\\n\\nb c\\n'")) == ["a", "b c"]
+    assert lines(LOCAL.run("exit 1"), codes=(0, 1)) == []
+    blind = "echo \"find: '/root': Permission denied\" >&2; exit 1"
+    assert lines(LOCAL.run(blind), blind=True) == []
+    for command in ("no-such-program", "exit 3", blind, "find /no/such/folder"):
+        with pytest.raises(AssertionError, match="could not be looked at"):
+            lines(LOCAL.run(command))
+    with pytest.raises(AssertionError, match="could not be looked at"):
+        lines(LOCAL.run("find /no/such/folder"), blind=True)
+
+
+def test_only_a_python_without_the_module_lacks_it(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import no_such_module\n", encoding="utf-8")
+    run = f"cd {tmp_path} && {sys.executable} -c 'import {{}}'"
+    assert lacks_module(LOCAL.run(run.format("other")), "other")
+    assert not lacks_module(LOCAL.run(run.format("broken")), "broken")
+    assert not lacks_module(LOCAL.run(run.format("json")), "json")
+    assert not lacks_module(LOCAL.run("no-such-python -c 'import other'"), "other")
+    assert lacks_module(LOCAL.run("echo ImportError: No module named other >&2; exit 1"), "other")
+
+
+def test_a_gpu_is_seen_without_its_driver(tmp_path: Path) -> None:
+    assert nvidia_gpus(LOCAL, str(tmp_path)) == []
+    # Vendor and class: NVIDIA's graphics, its sound, its 3D controller, Intel's graphics.
+    for slot, ids in {"a": "10de 030000", "b": "10de 040300", "c": "10de 030200", "d": "8086 030000"}.items():
+        device = tmp_path / "sys/bus/pci/devices" / slot
+        device.mkdir(parents=True)
+        for name, value in zip(("vendor", "class"), ids.split(), strict=True):
+            (device / name).write_text(f"0x{value}\n", encoding="utf-8")
+    assert [Path(path).name for path in nvidia_gpus(LOCAL, str(tmp_path))] == ["a", "c"]
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidiactl").touch()
+    assert Path(nvidia_gpus(LOCAL, str(tmp_path))[0]).name == "nvidiactl"
 
 
 @pytest.fixture

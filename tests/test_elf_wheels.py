@@ -223,6 +223,19 @@ def test_a_wheel_is_loaded_inside_its_image(
 
 
 @pytest.mark.engine
+def test_what_only_the_image_could_tell_is_not_run_without_it(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kiln.engine.Engine.image_labels", lambda *_: None)
+    own = f"libcublas.so.{series(Matrix(project, 'registry'), 'cuda91')}"
+    wheel = make_wheel(tmp_path, needing("libnone.so.1", own, "libpng16.so.15"))
+    result = kiln_elf(project, str(wheel), "--image", "cuda91")
+    assert result.exit_code == 0, result.output
+    assert "needs libnone.so.1: not looked for, as deeplearning:" in result.stdout
+    assert "0 unresolved, 2 not run, 0 excepted" in result.stdout
+
+
+@pytest.mark.engine
 @pytest.mark.long
 def test_the_indexs_tensorflow_for_gpus_is_refused_on_cuda_91(project: Project, matrix: Matrix, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "tensorflow-gpu==1.8.0", "--no-deps", "--only-binary=:all:"]

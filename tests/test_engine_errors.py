@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,3 +166,45 @@ def test_something_that_is_no_engine(
 def test_an_engine_that_refuses(tmp_path: Path) -> None:
     for ask in (lambda: Engine().tag("0" * 64, "name:tag"), lambda: Engine().run_idle("kiln/none:0", "kiln-none")):
         assert "the Docker engine refuses: " in refusal(ask)
+
+
+class Api:
+    """As much of an engine as a container's start takes."""
+
+    def __init__(self, runtimes: dict[str, Any]) -> None:
+        self.runtimes = runtimes
+        self.made: dict[str, Any] = {}
+
+    def info(self) -> dict[str, Any]:
+        return {"Runtimes": self.runtimes}
+
+    def containers(self, **_: Any) -> list[dict[str, Any]]:
+        return []
+
+    def create_host_config(self, **options: Any) -> dict[str, Any]:
+        return options
+
+    def create_container(self, *_: Any, **options: Any) -> dict[str, str]:
+        self.made = options
+        return {"Id": "id"}
+
+    def start(self, name: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("driver", "runtimes", "asked"),
+    [(True, ["runc", "nvidia"], True), (False, ["runc", "nvidia"], False), (True, ["runc"], False)],
+)
+def test_a_machine_with_gpus_gives_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: bool, runtimes: list[str], asked: bool
+) -> None:
+    monkeypatch.setattr("kiln.engine.DRIVER_DEVICE", tmp_path / "nvidiactl")
+    if driver:
+        (tmp_path / "nvidiactl").touch()
+    engine, api = Engine(), Api({name: {} for name in runtimes})
+    engine.__dict__["_api"] = api
+    engine.run_idle("image", "name")
+    requests = api.made["host_config"]["device_requests"]
+    assert bool(requests) == asked
+    assert not asked or (requests[0]["Count"], requests[0]["Capabilities"]) == (-1, [["gpu"]])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kiln.ansible.connection import CALLBACKS
 from kiln.engine import Engine
 from kiln.matrix import Matrix
 from kiln.project import find_project
@@ -46,6 +47,31 @@ def test_a_scenario_goes_through_every_step(scenario: str) -> None:
     steps = table["scenario"]["test_sequence"]
     assert steps == ["destroy", "create", "converge", "idempotence", "verify", "destroy"]
     assert table["verifier"]["name"] == "testinfra"
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_scenario_ends_where_its_roles_change_something(scenario: str) -> None:
+    table = yaml.safe_load((PROJECT.root / "molecule" / scenario / "molecule.yml").read_text(encoding="utf-8"))
+    settings = table["provisioner"]["env"]
+    assert settings["ANSIBLE_CALLBACKS_ENABLED"] == "kiln_unchanged"
+    folder = settings["ANSIBLE_CALLBACK_PLUGINS"].replace("${MOLECULE_PROJECT_DIRECTORY}", str(PROJECT.root))
+    assert Path(folder) == CALLBACKS
+
+
+@pytest.mark.parametrize(
+    ("host", "changed", "code"), [("node", False, 0), ("node", True, 2), ("localhost", True, 0)], ids=str
+)
+def test_a_change_ends_ansible_with_an_error(tmp_path: Path, host: str, changed: bool, code: int) -> None:
+    task = {"name": "Do it", "ansible.builtin.command": "true", "changed_when": changed}
+    play = {"hosts": host, "gather_facts": False, "connection": "local", "tasks": [task]}
+    play["vars"] = {"ansible_python_interpreter": sys.executable}
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]), encoding="utf-8")
+    settings = {"ANSIBLE_CALLBACK_PLUGINS": str(CALLBACKS), "ANSIBLE_CALLBACKS_ENABLED": "kiln_unchanged"}
+    environment = {**os.environ, **settings, "ANSIBLE_HOME": str(tmp_path / "ansible"), "ANSIBLE_NOCOLOR": "1"}
+    command = [str(BIN / "ansible-playbook"), f"--inventory={host},", "play.yml"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == code, run.stdout + run.stderr
+    assert ("something did on node" in run.stderr) == bool(code)
 
 
 @pytest.mark.engine

@@ -7,17 +7,20 @@ import os
 import re
 import subprocess
 import sys
+import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kiln.engine import Engine
+from kiln.errors import KilnError
 from kiln.matrix import Matrix
 from kiln.mutate import Mutation, mutate, read_mutations, sample
-from kiln.project import find_project
+from kiln.project import Project, find_project
 from kiln.verify import CHECKS
 
 PROJECT = find_project(Path(__file__).resolve().parent.parent)
@@ -58,7 +61,7 @@ def test_every_check_has_a_mutation() -> None:
 
 def test_every_promise_of_a_list_has_a_mutation() -> None:
     caught = {mutation.caught_by for mutation in mutations("cpu")}
-    assert {f"the_image_holds_no[{what}]" for what, _ in constant("test_hygiene", "NOTHING_OF")} <= caught
+    assert {f"the_image_holds_no[{what}]" for what, *_ in constant("test_hygiene", "NOTHING_OF")} <= caught
     assert {f"automatic_updates_are_masked[{unit}]" for unit in constant("test_system", "UPDATES")} <= caught
 
 
@@ -69,8 +72,15 @@ def test_there_are_at_least_a_hundred_mutations() -> None:
 def test_a_mutation_repeats_no_value_of_the_tables() -> None:
     text = (CHECKS / "mutations.yml").read_text(encoding="utf-8")
     node = MATRIX.node
-    values = [node.user["home"], node.user["password"], node.paths["mkl"], node.paths["manifest"]]
-    assert [value for value in values if value in text] == []
+    values = {node.user["home"], node.user["password"], node.paths["mkl"], node.paths["manifest"], node.user["uid"]}
+    platform = yaml.safe_load((PROJECT.images / "appcenter.yml").read_text(encoding="utf-8"))
+    values |= {service["cmd"] for service in platform["services"].values()}
+    for image in MATRIX.images(RELEASE):
+        names = MATRIX.resolve(RELEASE, image).names()
+        values |= {f"python{python['series']}" for python in names["interpreters"]}
+        values |= set(names["components"].get("cudnn", {}).get("packages", ()))
+        values |= {row["package"] for row in names["components"].get("cuda", {}).get("packages", ())}
+    assert sorted(value for value in map(str, values) if re.search(rf"(?<![\w.]){re.escape(value)}\b", text)) == []
     assert not re.search(r"\bubuntu\b", text)
 
 
@@ -131,3 +141,49 @@ def test_what_is_not_caught_is_told(command: str, check: str, says: str) -> None
     (outcome,) = mutate(PROJECT, f"deeplearning:{RELEASE}-cpu", [mutation], jobs=1)
     assert not outcome.caught
     assert says in outcome.said
+
+
+@pytest.mark.engine
+def test_a_check_that_fails_on_the_unbroken_image_proves_nothing(project: Project) -> None:
+    table = project.images / "releases" / f"{RELEASE}.yml"
+    text = table.read_text(encoding="utf-8")
+    table.write_text(re.sub(r"(?m)^login: .*", "login: keys-only", text), encoding="utf-8")
+    mutation = Mutation("harmless", "true", "the_users_password_is_as_the_release_says")
+    (outcome,) = mutate(project, f"deeplearning:{RELEASE}-cpu", [mutation], jobs=1)
+    assert not outcome.caught
+    assert "fails on the unbroken image too" in outcome.said
+
+
+@pytest.mark.engine
+def test_what_cannot_be_judged_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_boot(image: str, name: str) -> None:
+        raise KilnError("did not boot", where=image)
+
+    monkeypatch.setattr("kiln.mutate.boot", no_boot)
+    check = "root_has_no_password"
+    mutations = [Mutation("boots", "true", check, booted=True), Mutation("idle", "passwd -d root", check)]
+    outcomes = mutate(PROJECT, f"deeplearning:{RELEASE}-cpu", mutations, jobs=1)
+    assert {outcome.mutation.name: outcome.caught for outcome in outcomes} == {"boots": False, "idle": True}
+    assert any("could not be judged" in outcome.said and "did not boot" in outcome.said for outcome in outcomes)
+
+
+@pytest.mark.engine
+def test_a_signal_ends_a_run_without_waiting_for_its_checks(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("kiln")), "mutate", "cpu", "--only", "a learning rate of nothing"]
+    # Its check of the unbroken image is left out: what is to be ended comes after.
+    code = "from kiln import cli, mutate; mutate._unbroken = lambda *_: (); cli.main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *command[1:]], cwd=PROJECT.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        training = ["docker", "ps", "--quiet", "--filter=name=^/kiln-mutate-"]
+        while not (found := subprocess.run(training, capture_output=True, text=True, check=True).stdout.split()):
+            time.sleep(0.2)
+        processes = ["docker", "top", found[0], "-o", "args"]
+        while "caffe" not in subprocess.run(processes, capture_output=True, text=True, check=False).stdout:
+            time.sleep(0.2)
+        begun = time.monotonic()
+        run.terminate()
+        run.communicate(timeout=60)
+        assert run.returncode == 143
+    # Training alone takes longer on an idle machine.
+    assert time.monotonic() - begun < 15

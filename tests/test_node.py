@@ -1,4 +1,4 @@
-"""A node gets what its roles read, even where the store that its image was baked with is gone."""
+"""A node gets what its roles read, even where its store is gone; and its end removes nothing that is not its own."""
 
 from __future__ import annotations
 
@@ -57,3 +57,56 @@ def test_an_image_that_is_not_baked_is_named(tmp_path: Path, name: str) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert "is not baked; run kiln bake first" in done.stderr
+
+
+def node(*words: str | Path, store: Path) -> subprocess.CompletedProcess[str]:
+    command = [KILN, f"--root={CHECKOUT}", f"--store={store}", "node", *map(str, words)]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["/other", "../other", ".*", "a", "", "[a-z]*"])
+def test_what_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
+    other = tmp_path / "other"
+    (tmp_path / "store").mkdir()
+    other.mkdir()
+    for words in (["stop", name], ["start", "cpu", name]):
+        done = node(*words, store=tmp_path / "store")
+        assert done.returncode == 2, done.stdout
+        assert "is no name of a container" in done.stderr
+    assert other.is_dir()
+
+
+def test_the_end_of_a_node_removes_no_other_folder(tmp_path: Path, name: str) -> None:
+    mine, link = tmp_path / "mine", tmp_path / "link"
+    mine.mkdir()
+    (mine / "thesis").touch()
+    link.symlink_to(mine)
+    for work in (mine, link, mine / "thesis"):
+        for words in (["stop", name], ["start", "cpu", name]):
+            done = node(*words, f"--work={work}", store=STORE.root)
+            assert done.returncode == 2, done.stdout
+            assert str(work) in done.stderr
+    assert (mine / "thesis").is_file()
+
+
+def test_the_end_of_a_node_removes_no_other_container(name: str) -> None:
+    tag = named(baked_plan("cpu"), "seal").reference
+    subprocess.run(["docker", "run", "--detach", "--name", name, tag, "sleep", "60"], check=True, capture_output=True)
+    done = node("stop", name, store=STORE.root)
+    assert done.returncode == 2, done.stdout
+    assert "none of kiln node start's" in done.stderr
+    # A dot in a name stands for itself.
+    assert node("stop", f"{name[:-1]}.", store=STORE.root).returncode == 0
+    assert subprocess.run(["docker", "inspect", name], check=False, capture_output=True).returncode == 0
+
+
+def test_a_node_and_its_folder_end_together(tmp_path: Path, name: str) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    for _ in range(2):
+        done = node("start", "cpu", name, f"--work={work}", store=STORE.root)
+        assert done.returncode == 0, done.stderr
+        assert "already" in node("start", "cpu", name, f"--work={work}", store=STORE.root).stderr
+        assert node("stop", name, f"--work={work}", store=STORE.root).stdout == f"{name} is gone\n"
+        assert not work.exists()
+    assert node("stop", name, f"--work={work}", store=STORE.root).stdout == f"there is no node {name}\n"

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from xml.parsers import expat
 
 import pytest
 from bs4 import BeautifulSoup, Tag
@@ -187,6 +188,29 @@ def test_reports_never_show_more_than_there_was() -> None:
     assert Report("target", "x", (checks[2],)).exit_code() == 0
     assert Report("target", "x", (checks[2],)).exit_code(strict=True) == 1
     assert Report("target", "x", ()).exit_code() == 1
+
+
+def test_a_report_holds_what_the_terminal_wrote() -> None:
+    reason = f"{'long ' * 60}\nE \x1b[31mred\x00\ud800 end"
+    checks = (Check("a: y", "failed", reason, 0.1, "\x07 ms"), Check("b: z", "not run", "no\x1b device", 0.1))
+    report = Report("target", f"{RELEASE}/cpu", checks)
+    xml = as_junit(report)
+    # Beautiful Soup takes anything.
+    expat.ParserCreate().Parse(xml.encode("utf-8"), True)
+    (failure,) = parsed(xml).find_all("failure")
+    assert failure.text.endswith("red\ufffd\ufffd end")
+    text = as_text(report)
+    assert "long " * 60 in text
+    assert "red" in text
+    assert re.search(r"\b0 +1 +0 +0  a\n", text)
+
+
+@pytest.mark.parametrize("place", ["none/junit.xml", "."])
+def test_a_report_that_cannot_be_written_is_told_before_anything_runs(tmp_path: Path, place: str) -> None:
+    run = kiln(IMAGE, "--junit", str(tmp_path / place))
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert "name a file in a folder that exists" in run.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

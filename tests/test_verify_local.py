@@ -1,11 +1,11 @@
-"""kiln verify local: run on a node itself, with what the node has: its own Python, and a folder with kiln in it."""
+"""kiln verify local: run on a node itself, with what the node has: its own Python, and an archive with kiln in it."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
-import sysconfig
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,22 +25,22 @@ RELEASE = MATRIX.releases()[-1]
 USER = MATRIX.node.user["name"]
 IMAGE = f"deeplearning:{RELEASE}-cpu"
 
-# Pure modules, and extensions for the very Python that the node's distribution has.
-PACKAGES = sysconfig.get_path("purelib")
-
-KILN = "import sys; from kiln.cli import main; main(prog_name='kiln')"
-"""The node has Python's interpreter and no program kiln."""
+KILN = str(Path(sys.executable).with_name("kiln"))
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[str]:
-    """A booted node without a network that kiln was copied to."""
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A booted node without a network that the archive of kiln was unpacked on."""
+    archive = tmp_path_factory.mktemp("bundle") / "kiln-verify.tar.gz"
+    command = [KILN, f"--root={PROJECT.root}", "verify", "--bundle", str(archive)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told == "on the node: tar -xzf kiln-verify.tar.gz && kiln-verify/run\n"
     name = f"kiln-test-{uuid.uuid4().hex[:12]}"
     try:
         boot(IMAGE, name)
-        docker("exec", name, "mkdir", "-p", "/run/checkout/src", "/run/packages", "/run/store")
-        into(name, PROJECT.root, ["images", "roles", "playbooks", "templates", "src/kiln"], "/run/checkout")
-        into(name, Path(PACKAGES), ["."], "/run/packages")
+        unpack = ["docker", "exec", "--interactive", name, "tar", "-xz", "-C", "/run"]
+        subprocess.run(unpack, input=archive.read_bytes(), check=True)
+        docker("exec", name, "mkdir", "-m", "777", "/run/kiln-verify/store")
         yield name
     finally:
         docker("rm", "--force", name)
@@ -50,20 +50,9 @@ def docker(*words: str) -> str:
     return subprocess.run(["docker", *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def into(name: str, folder: Path, names: list[str], target: str) -> None:
-    """Unpacks parts of a folder on the node."""
-    leave = ["--exclude=__pycache__", "--exclude=ansible_collections", "--exclude=mypy", "--exclude=ruff*"]
-    packed = subprocess.run(["tar", "-c", "-C", str(folder), *leave, *names], capture_output=True, check=True)
-    command = ["docker", "exec", "--interactive", name, "tar", "-x", "--no-same-owner", "-C", target]
-    subprocess.run(command, input=packed.stdout, check=True)
-
-
 def kiln(node: str, *words: str, user: str = "root") -> subprocess.CompletedProcess[str]:
-    settings = {"PYTHONPATH": "/run/checkout/src:/run/packages", "PYTHONDONTWRITEBYTECODE": "1"}
-    settings |= {"KILN_ROOT": "/run/checkout", "KILN_STORE": "/run/store"}
-    options = [f"--env={name}={value}" for name, value in settings.items()]
-    command = ["docker", "exec", f"--user={user}", *options, node, "/usr/bin/python3", "-c", KILN, "verify", "local"]
-    return subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+    command = ["docker", "exec", f"--user={user}", node, "/run/kiln-verify/run", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 # Where a running system writes by itself.
@@ -112,7 +101,6 @@ def test_the_comparison_sees_a_change(node: str) -> None:
 
 
 def test_as_the_user_it_says_what_it_could_not_see(node: str) -> None:
-    docker("exec", node, "chown", USER, "/run/store")
     run = kiln(node, "--json", "--only", "accounts or elf or system or services", user=USER)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr
     checks = told(run)
@@ -134,3 +122,17 @@ def test_a_broken_node_fails_by_itself(node: str) -> None:
         assert run.returncode == 1, run.stdout + run.stderr
     finally:
         docker("exec", node, "systemctl", "start", "ssh")
+
+
+def test_a_node_with_another_python_is_told_so(node: str) -> None:
+    docker("exec", node, "sh", "-c", "sed s/^version=.*/version=3.99/ /run/kiln-verify/run > /run/other")
+    run = subprocess.run(["docker", "exec", node, "sh", "/run/other"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "has no /usr/bin/python3.99; check it with kiln verify ssh://" in run.stderr
+
+
+def test_an_archive_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    command = [KILN, f"--root={PROJECT.root}", "verify", "--bundle", str(tmp_path / "none" / "x.tar.gz")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert len(run.stderr.strip().splitlines()) == 1

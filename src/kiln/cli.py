@@ -218,8 +218,27 @@ def _bake(
     return made
 
 
+def _bundled(context: click.Context, option: click.Option, value: Path | None) -> None:
+    """Writes the archive and ends, whatever else was asked."""
+    from kiln.bundle import FOLDER, write_bundle
+
+    if value is not None:
+        write_bundle(context.obj(), value)
+        click.echo(f"on the node: tar -xzf {value.name} && {FOLDER}/run")
+        context.exit()
+
+
 @main.command()
 @click.argument("target")
+@click.option(
+    "--bundle",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_bundled,
+    help="Only write kiln and all it needs there, to run on a node as local.",
+)
 @click.option("--as", "as_", metavar="RELEASE/IMAGE", help="What to compare with; default: what the target says it is.")
 @click.option("--channel", help="Default: what the target says, else registry.")
 @click.option("--strict", is_flag=True, help="Substituted counts as failed.")
@@ -245,14 +264,17 @@ def verify(
     """
     from kiln import verify as verifying
 
+    if junit is not None and (junit.is_dir() or not junit.absolute().parent.is_dir()):
+        raise KilnError("cannot be written", where=str(junit), fix="name a file in a folder that exists for --junit")
+
     def told(check: verifying.Check) -> None:
         if not as_json:
             click.echo(f"{check.verdict:<12}{check.check} ({check.seconds:.1f} s)")
 
     report = verifying.verify(find(), target, as_=as_, channel=channel, only=only, ssh_config=ssh_config, told=told)
+    click.echo(json.dumps(report.as_data(), indent=1) if as_json else "\n" + verifying.as_text(report))
     if junit is not None:
         junit.write_text(verifying.as_junit(report), encoding="utf-8")
-    click.echo(json.dumps(report.as_data(), indent=1) if as_json else "\n" + verifying.as_text(report))
     sys.exit(report.exit_code(strict=strict))
 
 
@@ -354,6 +376,7 @@ def node_start(find: Callable[[], Project], image: str, name: str, channel: str,
     from kiln.expectations import expected
     from kiln.store import Store
 
+    nodes.check_name(name)
     project = find()
     release, _, only = image.rpartition("/")
     chosen = ((release,) if release else (), (only,), channel)
@@ -374,8 +397,8 @@ def node_stop(find: Callable[[], Project], name: str, work: Path | None) -> None
     """Remove the node and what was laid out for it."""
     from kiln import node as nodes
 
-    nodes.stop(name, work or find().store / "nodes" / name)
-    click.echo(f"{name} is gone")
+    was = nodes.stop(name, work or find().store / "nodes" / name)
+    click.echo(f"{name} is gone" if was else f"there is no node {name}")
 
 
 @main.group(cls=Commands)

@@ -13,7 +13,7 @@ from kiln.elf_image import Kind, read_layers
 from kiln.elf_loader import Linker
 from kiln.elf_report import Report, judge, read_rules
 from kiln.elf_tree import Layer, Tree, read_folder
-from kiln.elf_wheels import read_wheels, stack_misses
+from kiln.elf_wheels import read_wheels, stack_misses, unseen_misses
 from kiln.engine import Engine
 from kiln.errors import KilnError
 from kiln.matrix import ImageSpec, Matrix
@@ -57,7 +57,10 @@ def judge_target(project: Project, target: str, image: str | None, channel: str)
 
 
 def judge_wheel(project: Project, path: Path, image: str, channel: str) -> Report:
-    """The report on a wheel as if it were installed in ``image``; without that image baked, on its CUDA needs alone."""
+    """The report on a wheel as if it were installed in ``image``; without that image baked, on its CUDA needs alone.
+
+    What that leaves out is told as not run.
+    """
     if not path.is_file():
         raise KilnError(f"{path} does not exist", fix="name a wheel file")
     spec = resolve(project, image, channel)
@@ -71,7 +74,8 @@ def judge_wheel(project: Project, path: Path, image: str, channel: str) -> Repor
     engine = Engine()
     engine.check()
     if engine.image_labels(reference) is None:
-        report = Report(str(path), len(paths), 0, (), (), ())
+        unseen = unseen_misses(layer, spec, f"not looked for, as {reference} is not baked")
+        report = Report(str(path), len(paths), 0, (), tuple(unseen), ())
     else:
         layers = [*read_layers(store, reference, "image"), layer]
         report = judge(str(path), Linker(Tree(layers)), read_rules(project), spec.device, paths)

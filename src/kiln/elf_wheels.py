@@ -55,17 +55,35 @@ def stack_misses(layer: Layer, spec: ImageSpec) -> list[Miss]:
     ``why`` of each names what the image has instead.
     """
     known, provided = _known(spec), _provided(spec)
+    misses = []
+    for file, needed, stem in _needs(layer):
+        if stem in known and needed not in provided:
+            similar = sorted(library for library in provided if library.startswith(f"{stem}.so."))
+            misses.append(Miss(file, needed, why=", ".join(similar)))
+    return misses
+
+
+def unseen_misses(layer: Layer, spec: ImageSpec, why: str) -> list[Miss]:
+    """Libraries of which ``stack_misses`` says nothing, each with the first file that needs it."""
+    known = _known(spec)
+    first: dict[str, str] = {}
+    for file, needed, stem in _needs(layer):
+        if stem not in known:
+            first.setdefault(needed, file)
+    return [Miss(file, needed, why=why) for needed, file in sorted(first.items())]
+
+
+def _needs(layer: Layer) -> list[tuple[str, str, str]]:
+    """(file, library, the library's name without its version) for what a wheel's files need and it does not carry."""
     own = {name for folder in layer.values() for name in (*folder.elves, *folder.links)}
     own |= {elf.soname for folder in layer.values() for elf in folder.elves.values() if elf.soname}
-    misses = []
-    for place, folder in layer.items():
-        for name, elf in folder.elves.items():
-            for needed in elf.needed:
-                stem = _STEM.match(needed)
-                if stem and stem[1] in known and needed not in own and needed not in provided:
-                    similar = sorted(library for library in provided if library.startswith(f"{stem[1]}.so."))
-                    misses.append(Miss(posixpath.join(place, name), needed, why=", ".join(similar)))
-    return misses
+    return [
+        (posixpath.join(place, name), needed, stem[1] if (stem := _STEM.match(needed)) else "")
+        for place, folder in layer.items()
+        for name, elf in folder.elves.items()
+        for needed in elf.needed
+        if needed not in own
+    ]
 
 
 def check_wheels(spec: ImageSpec, matrix: Matrix, store: Store) -> int:

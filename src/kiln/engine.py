@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
@@ -29,6 +29,9 @@ STAGES = "kiln/stage"
 
 TIMEOUT_S = 600
 """For one answer: a commit or an import of gigabytes on a busy disk takes minutes."""
+
+DRIVER_DEVICE = Path("/dev/nvidiactl")
+"""There where NVIDIA's driver is loaded."""
 
 _SIOCGIFADDR = 0x8915
 """netdevice(7): asks an interface for its address; Linux's <linux/sockios.h>."""
@@ -118,6 +121,7 @@ class Container:
 
     id: str
     name: str
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 class Engine:
@@ -142,6 +146,12 @@ class Engine:
         """The folder where the engine keeps images, as the engine sees it."""
         with _told():
             return Path(self._api.info()["DockerRootDir"])
+
+    def gives_gpus(self) -> bool:
+        """Whether containers can be given this machine's GPUs: it has a driver, and the engine NVIDIA's runtime."""
+        with _told():
+            runtimes = self._api.info().get("Runtimes") or {}
+        return "nvidia" in runtimes and DRIVER_DEVICE.exists()
 
     def gateway(self) -> str:
         """Address of this machine as containers on the default bridge see it."""
@@ -182,7 +192,7 @@ class Engine:
         """Containers, dead ones included, whose name starts with ``prefix``."""
         with _told():
             listed = self._api.containers(all=True, filters={"name": f"^/{prefix}"})
-        return [Container(entry["Id"], entry["Names"][0].lstrip("/")) for entry in listed]
+        return [Container(entry["Id"], entry["Names"][0].lstrip("/"), entry["Labels"] or {}) for entry in listed]
 
     def remove_container(self, container: Container) -> None:
         """Removes it whatever its state; one that is gone already is fine."""
@@ -224,10 +234,18 @@ class Engine:
 
     def run_idle(self, reference: str, name: str) -> None:
         """Starts a container of the image that does nothing; removes those of processes that are dead."""
+        from docker.types import DeviceRequest
+
         self.remove_orphans()
+        requests = [DeviceRequest(count=-1, capabilities=[["gpu"]])] if self.gives_gpus() else None
         with _told():
             made = self._api.create_container(
-                reference, command=["sleep", "infinity"], name=name, entrypoint="", labels={OWNER_LABEL: owner.myself()}
+                reference,
+                command=["sleep", "infinity"],
+                name=name,
+                entrypoint="",
+                labels={OWNER_LABEL: owner.myself()},
+                host_config=self._api.create_host_config(device_requests=requests),
             )
             self._api.start(made["Id"])
 

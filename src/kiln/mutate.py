@@ -45,6 +45,11 @@ class Mutation:
     """The check that must fail, with its parameter in brackets where one of several is meant."""
     booted: bool = False
 
+    @property
+    def function(self) -> str:
+        """The check without its parameter."""
+        return self.caught_by.partition("[")[0]
+
     def catches(self, check: Check) -> bool:
         """Whether ``check`` is the one that must fail."""
         name = check.check.partition(": ")[2]
@@ -101,11 +106,12 @@ def mutate(
     if engine.image_labels(image) is None:
         raise KilnError(f"there is no image {image}", fix="run kiln bake first")
     prefix = f"kiln-mutate-{uuid.uuid4().hex[:8]}"
-    outcomes = []
+    outcomes: list[Outcome] = []
     try:
+        unbroken = _unbroken(project, image, mutations)
         with ThreadPoolExecutor(jobs) as pool:
             running = [
-                pool.submit(_break, project, image, mutation, f"{prefix}-{number}")
+                pool.submit(_break, project, image, mutation, f"{prefix}-{number}", unbroken)
                 for number, mutation in enumerate(mutations)
             ]
             try:
@@ -114,37 +120,56 @@ def mutate(
                     told(outcomes[-1])
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                # Checks whose target is gone soon end.
+                _remove(engine, prefix)
                 raise
     finally:
-        for container in engine.containers(prefix):
-            engine.remove_container(container)
+        _remove(engine, prefix)
     return outcomes
 
 
-def _break(project: Project, image: str, mutation: Mutation, name: str) -> Outcome:
+def _remove(engine: Engine, prefix: str) -> None:
+    for container in engine.containers(prefix):
+        engine.remove_container(container)
+
+
+def _unbroken(project: Project, image: str, mutations: Sequence[Mutation]) -> Sequence[Check]:
+    """What the checks say of the image as it is: one that fails there proves nothing when it fails again."""
+    functions = sorted({mutation.function for mutation in mutations})
+    return verify(project, image, only=" or ".join(functions)).checks if functions else ()
+
+
+def _break(project: Project, image: str, mutation: Mutation, name: str, unbroken: Sequence[Check]) -> Outcome:
     started = time.monotonic()
     engine = Engine()
     try:
-        if mutation.booted:
-            boot(image, name)
-        else:
-            engine.run_idle(image, name)
-        command = ["docker", "exec", name, "/bin/bash", "-c", mutation.command]
-        broken = subprocess.run(command, capture_output=True, text=True, check=False)
-        if broken.returncode:
-            said = f"the image could not be broken: {broken.stderr.strip() or broken.stdout.strip()}"
-            return Outcome(mutation, caught=False, said=said, seconds=time.monotonic() - started)
-        function = mutation.caught_by.partition("[")[0]
-        report = verify(project, name, kind="node" if mutation.booted else "image", only=function)
-        checks = [check for check in report.checks if mutation.catches(check)]
-        failed = [check for check in checks if check.verdict == "failed"]
-        if failed:
-            said = failed[0].reason.splitlines()[0]
-        elif checks:
-            said = f"{mutation.caught_by}: {checks[0].verdict}"
-        else:
-            said = f"there is no check {mutation.caught_by}"
-        return Outcome(mutation, caught=bool(failed), said=said, seconds=time.monotonic() - started)
+        caught, said = _judge(project, image, mutation, name, unbroken, engine)
+    except KilnError as error:
+        caught, said = False, f"could not be judged: {error}"
     finally:
-        for container in engine.containers(f"{name}$"):
-            engine.remove_container(container)
+        _remove(engine, f"{name}$")
+    return Outcome(mutation, caught=caught, said=said, seconds=time.monotonic() - started)
+
+
+def _judge(
+    project: Project, image: str, mutation: Mutation, name: str, unbroken: Sequence[Check], engine: Engine
+) -> tuple[bool, str]:
+    """Whether the check catches the mutation, and what it says."""
+    if any(check.verdict == "failed" for check in unbroken if mutation.catches(check)):
+        return False, f"no proof: {mutation.caught_by} fails on the unbroken image too"
+    if mutation.booted:
+        boot(image, name)
+    else:
+        engine.run_idle(image, name)
+    command = ["docker", "exec", name, "/bin/bash", "-c", mutation.command]
+    broken = subprocess.run(command, capture_output=True, text=True, check=False)
+    if broken.returncode:
+        return False, f"the image could not be broken: {broken.stderr.strip() or broken.stdout.strip()}"
+    report = verify(project, name, kind="node" if mutation.booted else "image", only=mutation.function)
+    checks = [check for check in report.checks if mutation.catches(check)]
+    failed = [check for check in checks if check.verdict == "failed"]
+    if failed:
+        return True, failed[0].reason.splitlines()[0]
+    if checks:
+        return False, f"{mutation.caught_by}: {checks[0].verdict}"
+    return False, f"there is no check {mutation.caught_by}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -30,6 +31,17 @@ SYSTEMD = [
     *("--volume=/sys/fs/cgroup:/sys/fs/cgroup:ro", "--env=container=docker"),
 ]
 
+GPUS = "--gpus=all"
+
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+"""What Docker takes as a container's name: it leads out of no folder."""
+
+NODE_LABEL = "org.deeplearning.node"
+"""On the containers of ``start``, which nobody's end removes."""
+
+MARKER = ".kiln-node"
+"""In the folders that ``start`` laid out, so that no other is ever removed."""
+
 NOT_AGAIN = ("seal",)
 """Stages that a booted node must not go through again: it has keys, logs and an identity of its own."""
 
@@ -49,15 +61,17 @@ def start(plan: Plan, expectations: dict[str, Any], store: Store, name: str, wor
     """Boots the only image of ``plan`` as container ``name`` and lays out ``work`` for its roles and checks.
 
     ``work`` then holds converge.yml, the image's playbooks with their variables, and expectations.json, which its
-    checks read. Raises KilnError when the image is not baked, the name is taken, or the node does not boot.
+    checks read. Raises KilnError when the image is not baked, the name is none or taken, ``work`` holds what ``start``
+    did not write, or the node does not boot.
     """
     (final,) = plan.finals
     if final.state == "missing":
         raise KilnError(f"{final.tag} is not baked", fix="run kiln bake first")
-    if Engine().container_labels(name) is not None:
+    if Engine().containers(_exactly(name)):
         raise KilnError(f"there is a container {name} already", fix=f"run kiln node stop {name}, or take another name")
-    shutil.rmtree(work, ignore_errors=True)
+    _clear(work)
     work.mkdir(parents=True)
+    (work / MARKER).touch()
     stages = chain(plan)
     everything = replace(
         final,
@@ -73,7 +87,9 @@ def start(plan: Plan, expectations: dict[str, Any], store: Store, name: str, wor
         f"--mount=type=bind,source={source},target={target}{',readonly' * (mode == 'ro')}"
         for source, target, mode in mounts
     ]
-    command = ["docker", "run", "--detach", "--name", name, "--hostname", "node", *SYSTEMD, *options, final.reference]
+    identity = ["--name", name, "--hostname", "node", f"--label={NODE_LABEL}={name}"]
+    options += [GPUS] if Engine().gives_gpus() else []
+    command = ["docker", "run", "--detach", *identity, *SYSTEMD, *options, final.reference]
     _docker([*command, "/lib/systemd/systemd"], "cannot be started")
     await_boot(name)
 
@@ -95,12 +111,42 @@ def await_boot(name: str) -> None:
     )
 
 
-def stop(name: str, work: Path) -> None:
-    """Removes the node and what ``start`` laid out; one that is gone already is fine."""
+def stop(name: str, work: Path) -> bool:
+    """Removes the node and what ``start`` laid out, and nothing else; False where neither was there."""
     engine = Engine()
-    for container in engine.containers(f"{name}$"):
+    containers = engine.containers(_exactly(name))
+    if any(NODE_LABEL not in container.labels for container in containers):
+        raise KilnError(f"container {name} is none of kiln node start's", fix=f"docker rm --force {name} removes it")
+    cleared = _clear(work)
+    for container in containers:
         engine.remove_container(container)
-    shutil.rmtree(work, ignore_errors=True)
+    return bool(containers) or cleared
+
+
+def check_name(name: str) -> None:
+    """Raises KilnError where ``name`` can be no container's."""
+    if not NAME.fullmatch(name):
+        raise KilnError(
+            f"{name!r} is no name of a container", fix="take letters, digits, dots, dashes and underscores, two or more"
+        )
+
+
+def _exactly(name: str) -> str:
+    """The pattern of ``Engine.containers`` for this very name."""
+    check_name(name)
+    return f"{re.escape(name)}$"
+
+
+def _clear(work: Path) -> bool:
+    """Removes the folder that ``start`` laid out; whether there was one. An empty one may be anybody's."""
+    if work.is_symlink() or not work.is_dir():
+        if os.path.lexists(work):
+            raise KilnError("is no folder", where=str(work), fix="name another for --work")
+        return False
+    if not (work / MARKER).is_file() and any(work.iterdir()):
+        raise KilnError("was not laid out by kiln node start", where=str(work), fix="name another folder for --work")
+    shutil.rmtree(work)
+    return True
 
 
 def _write(stages: list[Stage], work: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from kiln.expectations import expected
 from kiln.project import Project
 
 Verdict = Literal["passed", "failed", "substituted", "not run"]
+
+VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "substituted", "not run")
 
 CHECKS = Path(__file__).with_name("checks")
 
@@ -203,10 +204,11 @@ def _run(
         )
         try:
             ends = time.monotonic() + MOST_S
-            running = True
+            running, rest = True, ""  # a line may be half written yet
             while running:
                 running = process.poll() is None
-                for line in stream:
+                *whole, rest = (rest + stream.read()).split("\n")
+                for line in whole:
                     check = Check(**json.loads(line))
                     checks.append(check)
                     told(check)
@@ -226,22 +228,28 @@ def _run(
 
 
 def as_text(report: Report) -> str:
-    """What was not simply passed, then the numbers."""
-    width = min(shutil.get_terminal_size((120, 40)).columns, 160)
+    """What was not simply passed, with its reason, of a failure all of it; then a table, and the numbers."""
     lines = []
     for verdict in ("substituted", "not run", "failed"):
-        rows = [check for check in report.checks if check.verdict == verdict]
-        lines += [
-            f"{verdict:<12}{check.check}: {check.reason.splitlines()[0] if check.reason else ''}"[:width]
-            for check in rows
-        ]
+        for check in report.checks:
+            if check.verdict == verdict:
+                first, *more = check.reason.splitlines() or [""]
+                lines.append(f"{verdict:<12}{check.check}: {first}")
+                lines += [f"{'':<12}  {line}" for line in more if verdict == "failed"]
     lines += [f"{'measured':<12}{check.check}: {check.note}" for check in report.checks if check.note]
+    groups: dict[str, Counter[str]] = {}
+    for check in report.checks:
+        groups.setdefault(check.check.partition(": ")[0], Counter())[check.verdict] += 1
+    lines += ["", "".join(f"{word:>12}" for word in VERDICTS) + "  OF"]
+    lines += ["".join(f"{counts[word]:>12}" for word in VERDICTS) + f"  {group}" for group, counts in groups.items()]
     counts = report.counts()
-    told = ", ".join(
-        f"{counts.get(verdict, 0)} {verdict}" for verdict in ("passed", "failed", "substituted", "not run")
-    )
+    told = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in VERDICTS)
     lines.append(f"{report.target} as {report.image}: {told}")
     return "\n".join(lines)
+
+
+NOT_IN_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
+"""Characters that no XML document may hold, not even escaped: XML 1.0, section 2.2."""
 
 
 def as_junit(report: Report) -> str:
@@ -253,12 +261,13 @@ def as_junit(report: Report) -> str:
     suite.set("time", f"{sum(check.seconds for check in report.checks):.2f}")
     for check in report.checks:
         group, _, name = check.check.partition(": ")
+        reason = NOT_IN_XML.sub("\ufffd", check.reason)
         case = ElementTree.SubElement(suite, "testcase", classname=group, name=name, time=f"{check.seconds:.2f}")
         if check.verdict == "failed":
-            ElementTree.SubElement(case, "failure", message=check.reason.partition("\n")[0]).text = check.reason
+            ElementTree.SubElement(case, "failure", message=reason.partition("\n")[0]).text = reason
         elif check.verdict != "passed":
-            ElementTree.SubElement(case, "skipped", type=check.verdict, message=f"{check.verdict}: {check.reason}")
+            ElementTree.SubElement(case, "skipped", type=check.verdict, message=f"{check.verdict}: {reason}")
         if check.note:
-            ElementTree.SubElement(case, "system-out").text = check.note
+            ElementTree.SubElement(case, "system-out").text = NOT_IN_XML.sub("\ufffd", check.note)
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

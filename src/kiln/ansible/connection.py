@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 CALLBACKS = Path(__file__).with_name("callback")
-"""Folder of the callback plugin that tells kiln what Ansible does."""
+"""Folder of the callback plugins: what Ansible does, and that it changes nothing."""
 
 ENVIRONMENT = {"APT_CONFIG": "/run/kiln/apt.conf", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
 """What modules find in their environment. It is not the container's own: that would be committed."""

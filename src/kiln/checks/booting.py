@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 
 from kiln import owner
+from kiln.engine import Engine
 from kiln.errors import KilnError
-from kiln.node import SYSTEMD, await_boot
+from kiln.node import GPUS, SYSTEMD, await_boot
 from kiln.owner import OWNER_LABEL
 
 
@@ -16,6 +17,7 @@ def boot(image: str, name: str) -> None:
     Nobody reaches it, so its documented password opens no door here.
     """
     identity = ["--name", name, "--hostname", "node", "--network=none", f"--label={OWNER_LABEL}={owner.myself()}"]
+    identity += [GPUS] if Engine().gives_gpus() else []
     command = ["docker", "run", "--detach", "--stop-signal=SIGRTMIN+3", *identity, *SYSTEMD]
     run = subprocess.run([*command, image, "/lib/systemd/systemd"], capture_output=True, text=True, check=False)
     if run.returncode:

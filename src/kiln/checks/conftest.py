@@ -135,14 +135,14 @@ def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
 @pytest.fixture(scope="session")
 def root(host: Host) -> bool:
     """Whether the checks run as root, or may become root."""
-    return bool(host.run("id -u").stdout.strip() == "0")
+    return bool(host.check_output("id -u") == "0")
 
 
 @pytest.fixture(scope="session")
 def booted(host: Host) -> Iterator[Host]:
     """The target where systemd runs on it; of an image, a container of its own that boots it."""
     image = os.environ.get("KILN_IMAGE", "")
-    if host.run("cat /proc/1/comm").stdout.strip() == "systemd":
+    if host.check_output("cat /proc/1/comm") == "systemd":
         yield host
     elif image:
         # kiln verify removes what begins with the target's name, so also after a signal.

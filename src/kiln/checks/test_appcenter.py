@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from kiln.checks.devices import nvidia_gpus
 from kiln.project import find_project
 from kiln.tables import read_table
 
@@ -110,5 +111,5 @@ def test_the_monitor_tells_every_item(host: Host, appcenter: Any) -> None:
     values = json.loads(run.stdout)
     assert set(values) == set(appcenter["monitor"]["items"])
     assert [name for name, value in values.items() if type(value) is not int] == []
-    if host.file("/dev/nvidia0").exists:
-        assert values["MemoryTotal_1"] > 0, "there is an NVIDIA device, yet the monitor knows of no memory"
+    if nvidia_gpus(host):
+        assert values["MemoryTotal_1"] > 0, "there is an NVIDIA GPU, yet the monitor knows of no memory"

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from kiln.checks.asking import QUIETLY, lines
+
 # The guide's solver with fewer iterations.
 SHORT = "sed" + "".join(
     f" -e 's/^{setting}: .*/{value}/'"
@@ -44,6 +46,11 @@ def test_every_program_finds_its_libraries(as_user: Callable[[str], Any], tree: 
     )
     assert "=>" in run.stdout
     assert [line for line in run.stdout.splitlines() if "not found" in line] == []
+
+
+@pytest.mark.component("caffe")
+def test_all_of_caffe_is_the_users(as_user: Callable[[str], Any], spec: Any, tree: str) -> None:
+    assert lines(as_user(f"find {tree} {QUIETLY} ! -user {spec['node']['user']['name']}"))[:3] == []
 
 
 @pytest.mark.component("digits")

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from kiln.checks.devices import nvidia_gpus
+
 pytestmark = pytest.mark.device("gpu")
 
 # What the driver itself takes and gives back as it likes; the smallest context of CUDA takes more.
@@ -29,10 +31,11 @@ MONITORED = {
 @pytest.fixture(scope="module")
 def gpu(host: Host) -> str:
     """Driver version of the first GPU."""
-    if not host.run("ls /dev/nvidia0 /dev/nvidiactl").stdout.strip():
+    found = nvidia_gpus(host)
+    if not found:
         pytest.skip("this machine shows no NVIDIA device")
     run = host.run("nvidia-smi --query-gpu=driver_version --format=csv,noheader")
-    assert run.rc == 0, f"there is an NVIDIA device, yet nvidia-smi says: {run.stdout or run.stderr}"
+    assert run.rc == 0, f"there is an NVIDIA GPU ({found[0]}), yet nvidia-smi says: {run.stdout or run.stderr}"
     return str(run.stdout.splitlines()[0].strip())
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from kiln.checks.asking import lines
+
 
 @pytest.fixture(autouse=True)
 def _not_booted() -> None:
@@ -19,33 +21,36 @@ def _not_booted() -> None:
         pytest.skip("a node that has booted has keys, logs and an id of its own")
 
 
-def found(host: Host, expression: str) -> list[str]:
-    paths: list[str] = host.run(f"find {expression} 2>/dev/null | head -n 5").stdout.split("\n")
-    return [path for path in paths if path]
+def ask(host: Host, command: str, places: str) -> Any:
+    """Runs ``command`` with those of ``places``, patterns too, that are there; what is not there holds nothing."""
+    there = f'set --; for place in {places}; do [ -e "$place" ] && set -- "$@" "$place"; done; [ $# = 0 ]'
+    return host.run(f"{there} || {command}")
 
 
+# What, where, and by which of find's expressions.
 NOTHING_OF = [
-    ("host keys", "/etc/ssh -name 'ssh_host_*'"),
-    ("logs", "/var/log -type f -size +0"),
-    ("package lists", "/var/lib/apt/lists -type f ! -name lock"),
-    ("downloaded packages", "/var/cache/apt -name '*.deb'"),
-    ("apt caches", "/var/cache/apt -name '*.bin'"),
-    ("files of the build", "/run/kiln /root/.ansible /home/*/.ansible /tmp -mindepth 1"),
-    ("histories", "/root /home -xdev -maxdepth 2 -name '.*_history'"),
-    ("caches", "/root/.cache /home/*/.cache -mindepth 1"),
-    ("authorized keys", "/root /home -xdev -maxdepth 3 -name authorized_keys -size +0"),
-    (
-        "credentials",
-        "/root /home -xdev -maxdepth 3 ( -name id_rsa -o -name id_ed25519 -o -name .netrc -o -name .pypirc )",
-    ),
-    ("backups of accounts", "/etc/passwd- /etc/shadow- /etc/group- /etc/gshadow-"),
+    ("host keys", "/etc/ssh", "-name 'ssh_host_*'"),
+    ("logs", "/var/log", "-type f -size +0"),
+    ("package lists", "/var/lib/apt/lists", "-type f ! -name lock"),
+    ("downloaded packages", "/var/cache/apt", "-name '*.deb'"),
+    ("apt caches", "/var/cache/apt", "-name '*.bin'"),
+    ("files of the build", "/run/kiln /root/.ansible /home/*/.ansible /tmp", "-mindepth 1"),
+    ("histories", "/root /home", "-xdev -maxdepth 2 -name '.*_history'"),
+    ("caches", "/root/.cache /home/*/.cache", "-mindepth 1"),
+    ("authorized keys", "/root /home", "-xdev -maxdepth 3 -name authorized_keys -size +0"),
+    ("private keys", "/root/.ssh /home/*/.ssh", "-name 'id_*' -o -name '*.pem'"),
+    ("credentials", "/root /home", "-xdev -maxdepth 2 -name .netrc -o -name .pypirc"),
+    ("credentials of Git", "/root /home", "-xdev -maxdepth 2 -name .git-credentials"),
+    ("credentials of clouds", "/root/.aws /home/*/.aws /root/.docker /home/*/.docker", "-mindepth 1"),
+    ("seeds of random numbers", "/var/lib/systemd/random-seed /var/lib/systemd/credential.secret", ""),
+    ("backups of accounts", "/etc/passwd- /etc/shadow- /etc/group- /etc/gshadow-", ""),
 ]
 
 
 @pytest.mark.privileged
-@pytest.mark.parametrize(("what", "expression"), NOTHING_OF, ids=[row[0] for row in NOTHING_OF])
-def test_the_image_holds_no(host: Host, what: str, expression: str) -> None:
-    assert found(host, expression.replace("(", "\\(").replace(")", "\\)")) == [], what
+@pytest.mark.parametrize(("what", "places", "expression"), NOTHING_OF, ids=[row[0] for row in NOTHING_OF])
+def test_the_image_holds_no(host: Host, what: str, places: str, expression: str) -> None:
+    assert lines(ask(host, f'find "$@" {expression}', places))[:5] == [], what
 
 
 def test_the_machine_id_is_uninitialised(host: Host) -> None:
@@ -74,8 +79,11 @@ def test_apt_asks_nobody_else(host: Host, spec: Any) -> None:
     assert {name: [entry.get("Enabled"), entry.get("URIs")] for name, entry in fields.items()} == wanted
 
 
-def test_no_proxy_and_no_index_of_the_build_is_configured(host: Host) -> None:
-    files = "/etc/apt /etc/pip.conf /etc/environment /root/.config/pip /root/.pip"
-    run = host.run(f"grep -rIl -i -E 'proxy|index-url|find-links' {files}")
-    assert run.stdout.split() == []
-    assert host.run("env").stdout.count("APT_CONFIG") == 0
+def test_no_proxy_and_no_index_of_the_build_is_configured(host: Host, spec: Any) -> None:
+    places = "/etc/apt /etc/pip.conf /etc/environment /etc/profile.d /root/.config/pip /root/.pip"
+    places += " /home/*/.config/pip /home/*/.pip /home/*/.profile /home/*/.bashrc"
+    places += "".join(f" {path}/pip.conf" for path in [*spec["workspaces"].values(), spec["node"]["paths"]["qsctl"]])
+    # It ends with 1 where it finds nothing.
+    found = ask(host, "grep -rIl -i -E 'proxy|index-url|find-links' \"$@\"", places)
+    assert lines(found, codes=(0, 1)) == []
+    assert "APT_CONFIG" not in host.check_output("env")

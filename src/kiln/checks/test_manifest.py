@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from kiln.checks.asking import lines
+
 
 @pytest.fixture(scope="module")
 def manifest(host: Host, spec: Any) -> dict[str, Any]:
@@ -47,6 +49,17 @@ def test_the_packages_are_those_of_the_manifest(host: Host, manifest: Any) -> No
     assert {row[2]: {"version": row[3], "held": row[0] == "hold"} for row in rows if row[1] == "installed"} == manifest[
         "packages"
     ]
+
+
+# What dpkg was told not to unpack, and the settings, which are an image's own.
+OTHERS = r"^missing +/usr/share/(doc|info|locale|man)/|^.{9} c /"
+
+
+@pytest.mark.privileged
+def test_the_packages_files_are_as_they_came(host: Host) -> None:
+    # It ends with 1 where it finds one changed.
+    changed = [line for line in lines(host.run("dpkg --verify"), codes=(0, 1)) if not re.search(OTHERS, line)]
+    assert not changed, f"{len(changed)} changed: {'; '.join(changed[:3])}"
 
 
 def test_the_distributions_are_those_of_the_manifest(in_workspace: Any, manifest: Any, spec: Any) -> None:

@@ -14,6 +14,9 @@ pytestmark = pytest.mark.device("cpu")
 # The same Caffe with open BLAS in MKL's place, so that nothing else differs; the library is that of the other images'
 # Caffe. Preloaded, its functions are found before MKL's.
 OPEN_BLAS = "LD_PRELOAD=libopenblas.so.0"
+PRODUCT = "MKL_VERBOSE SGEMM("
+"""What MKL writes of each product of matrices, where it is asked to."""
+
 ROUNDS = 5
 ITERATIONS = 8
 
@@ -36,7 +39,10 @@ def test_mkl_multiplies_when_caffe_does(as_user: Callable[[str], Any], spec: Any
     run = as_user(
         f"cd {tree} && MKL_VERBOSE=1 ./build/tools/caffe time -model examples/mnist/lenet.prototxt -iterations 1 2>&1"
     )
-    assert "MKL_VERBOSE SGEMM(" in run.stdout, run.stdout[-800:]
+    assert PRODUCT in run.stdout, run.stdout[-800:]
+    version = re.search(r"MKL_VERBOSE Intel\(R\) MKL (\d+\.\d+) Update (\d+) ", run.stdout)
+    assert version, run.stdout[-800:]
+    assert ".".join(version.groups()) == spec["components"]["mkl"]["installed"]
 
 
 @pytest.mark.component("caffe")
@@ -47,6 +53,9 @@ def test_mkl_is_as_fast_as_open_blas(
     vendor = re.search(r"vendor_id\s*: (\S+)", host.file("/proc/cpuinfo").content_string)
     limit = SLOWEST.get(vendor[1] if vendor else "", SLOWEST["others"])
     timed = f"./build/tools/caffe time -model examples/mnist/lenet.prototxt -iterations {ITERATIONS} 2>&1"
+    once = as_user(f"cd {tree} && MKL_VERBOSE=1 {OPEN_BLAS} {timed.replace(str(ITERATIONS), '1')}").stdout
+    assert "cannot be preloaded" not in once, f"there is no open BLAS to compare with: {once[:200]}"
+    assert PRODUCT not in once, "MKL would be compared with itself"
     best = {"": float("inf"), OPEN_BLAS: float("inf")}
     for _ in range(ROUNDS):
         # In turns, so that both see the same machine; again while other programs may be what slows them.

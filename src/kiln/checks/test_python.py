@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from kiln.checks.asking import QUIETLY, lines
+
 INSIDE = "import json, sys; print(json.dumps(['%d.%d.%d' % sys.version_info[:3], sys.maxunicode, sys.prefix]))"
 
 
@@ -92,10 +94,9 @@ def test_the_tool_packages_import(in_workspace: Any, interpreter: Any) -> None:
 
 def test_everything_in_a_workspace_is_the_users(as_user: Any, spec: Any, interpreter: Any) -> None:
     path = spec["workspaces"][interpreter["workspace"]]
-    strangers = as_user(f"find {path} ! -user {spec['node']['user']['name']} | head -n 3").stdout.split()
-    assert strangers == []
+    assert lines(as_user(f"find {path} {QUIETLY} ! -user {spec['node']['user']['name']}"))[:3] == []
 
 
 def test_no_link_in_a_workspace_dangles(as_user: Any, spec: Any, interpreter: Any) -> None:
     path = spec["workspaces"][interpreter["workspace"]]
-    assert as_user(f"find {path} -xtype l | head -n 3").stdout.split() == []
+    assert lines(as_user(f"find {path} {QUIETLY} -xtype l"))[:3] == []

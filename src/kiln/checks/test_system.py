@@ -8,6 +8,19 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from kiln.checks.asking import lacks_module, lines
+
+OTHERS_MAY_WRITE = 0o022
+
+
+@pytest.mark.component("base")
+def test_the_system_is_the_tables(host: Host, spec: Any) -> None:
+    pairs = (line.partition("=") for line in host.file("/etc/os-release").content_string.splitlines())
+    said = {name: value.strip('"') for name, _, value in pairs}
+    # Of a point release only the release counts, as the table has it.
+    release, _, _ = said["VERSION_ID"].partition(".")
+    assert f"{said['ID']}-{release}" == spec["base"]["distribution"]
+
 
 def test_the_user_is_as_the_table_says(host: Host, spec: Any) -> None:
     wanted = spec["node"]["user"]
@@ -17,6 +30,7 @@ def test_the_user_is_as_the_table_says(host: Host, spec: Any) -> None:
     assert user.shell == "/bin/bash"
     home = host.file(wanted["home"])
     assert (home.user, home.group) == (wanted["name"], wanted["name"])
+    assert not home.mode & OTHERS_MAY_WRITE
 
 
 @pytest.mark.privileged
@@ -41,6 +55,7 @@ def test_the_data_folder_is_the_users_and_empty(host: Host, spec: Any) -> None:
     data = host.file(spec["node"]["paths"]["data"])
     assert data.is_directory
     assert (data.user, data.group) == (spec["node"]["user"]["name"],) * 2
+    assert not data.mode & OTHERS_MAY_WRITE
     # What people put there on a node is theirs.
     if os.environ.get("KILN_TARGET_KIND") == "image":
         assert data.listdir() == []
@@ -66,7 +81,7 @@ def test_ssh_starts_at_boot(host: Host) -> None:
 
 
 def test_the_guides_address_line_gives_an_address(as_user: Any) -> None:
-    interfaces = as_user("ls /sys/class/net").stdout.split()
+    interfaces = lines(as_user("ls /sys/class/net"))
     others = [name for name in interfaces if name != "lo"]
     if not others:
         pytest.skip("the target has no network")
@@ -85,7 +100,9 @@ def test_the_platforms_python_exists(host: Host) -> None:
 def test_the_system_python_holds_no_framework(host: Host) -> None:
     for name in ("tensorflow", "torch", "keras", "caffe"):
         # Not at home, where a folder of samples has a framework's name.
-        assert host.run(f"cd / && /usr/bin/python -c 'import {name}'").rc != 0, f"{name} is in the system's Python"
+        run = host.run(f"cd / && /usr/bin/python -c 'import {name}'")
+        assert run.rc != 0, f"{name} is in the system's Python"
+        assert lacks_module(run, name), f"could not be looked at: {run.stderr.strip()}"
 
 
 @pytest.mark.component("tensorflow")
@@ -98,6 +115,12 @@ def test_qsctl_is_on_the_path(as_user: Any, spec: Any) -> None:
     run = as_user("qsctl --version 2>&1; qsctl help 2>&1")
     assert "cp" in run.stdout
     assert as_user("command -v qsctl").rc == 0
+
+
+def test_qsctl_is_the_tables(host: Host, spec: Any) -> None:
+    program = "import pkg_resources; print(pkg_resources.get_distribution('qsctl').version)"
+    python = f"{spec['node']['paths']['qsctl']}/bin/python"
+    assert lines(host.run(f'{python} -c "{program}"')) == [spec["components"]["qsctl"]["installed"]]
 
 
 @pytest.mark.privileged
