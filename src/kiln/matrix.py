@@ -350,6 +350,8 @@ class Matrix:
             "image": image,
             "device": row.device,
             "cuda": row.cuda,
+            "mkl": row.mkl,
+            "tables": self.facts,
             **msgspec.to_builtins(facts),
         }
         return Component(

@@ -172,7 +172,7 @@ class Planner:
     ) -> Stage:
         where = self.table.where(row.name)
         if row.parent:
-            parent = self._named(row.parent, spec, names, image)
+            parent = self._named(str(render(row.parent, names, where)), spec, names, image)
         wanted = [name for name in render(row.products, names, where) if name]
         products = tuple((name, self._named(name, spec, names, image).digest) for name in wanted)
         serve = {host: name for host, name in render(row.serve, names, where).items() if name}
