@@ -36,9 +36,9 @@ CHANNELS = ("registry", "upstream")
 DISTRIBUTIONS = {"tensorflow": "tensorflow==", "pytorch": "torch==", "keras": "keras==", "tools": "numpy=="}
 
 
-def plan_of(project: Project, channel: str) -> Plan:
+def plan_of(project: Project, channel: str, *, host_has: bool = True) -> Plan:
     """The plan of every image of every release, as if nothing had been baked."""
-    matrix = Matrix(project, channel, lambda version: True)
+    matrix = Matrix(project, channel, lambda version: host_has)
     wanted = [(release, image) for release in matrix.releases() for image in matrix.images(release)]
     return Planner(project, Store(project.store), matrix).plan(wanted, frozenset())
 
@@ -51,7 +51,8 @@ def test_every_image_is_planned_on_ubuntus_own_python(project: Project) -> None:
         value for stage in plan.stages for name, value in stage.variables.items() if name.endswith("_distribution")
     }
     assert distributions == {"ubuntu-16"}
-    assert "nvidia-repository" not in {stage.name for stage in plan.stages}, "upstream stands in for nothing"
+    made = {"nvidia-repository", "agent-build", "digits-build"}
+    assert made & {stage.name for stage in plan.stages} == set(), "upstream stands in for nothing"
     assert {stage.serve for stage in plan.stages} == {()}
 
 
@@ -134,6 +135,15 @@ def test_every_wheel_comes_with_what_pip_check_asks_of_it(project: Project) -> N
             assert {f"tensorboard-{series[2]}-py{python}-none-any.whl" for python in (2, 3)} <= set(files)
         elif series:
             assert any(file.startswith("torchvision-") for file in files)
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_every_group_of_a_channel_is_used(project: Project, channel: str) -> None:
+    plans = [plan_of(project, channel, host_has=has) for has in (True, False)]
+    used = {artifact.group for plan in plans for stage in plan.stages for _, artifact in stage.artifacts}
+    assert (
+        set(read_channel(project.root / "images" / "channels" / f"{channel}.yml", project.root).groups) - used == set()
+    )
 
 
 def test_caffes_gpu_code_is_compiled_beside_its_own_cuda(project: Project) -> None:

@@ -39,6 +39,7 @@ class Row(Strict, frozen=True):
     keras: str
     qsctl: str
     agent: str
+    digits: str
     cuda: str | None = None
     cudnn: str | None = None
     driver: str | None = None
@@ -469,7 +470,7 @@ class Matrix:
 
     def _check_channel(self) -> None:
         table = self.channel.table
-        known = {*COMPONENT_TYPES, "base", "digits"}
+        known = {*COMPONENT_TYPES, "base"}
         for index, entry in enumerate(self.channel.substitutions):
             where = table.where("substitutions", index)
             if entry.component not in known:
