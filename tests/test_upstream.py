@@ -40,7 +40,7 @@ def plan_of(project: Project, channel: str, *, host_has: bool = True) -> Plan:
     """The plan of every image of every release, as if nothing had been baked."""
     matrix = Matrix(project, channel, lambda version: host_has)
     wanted = [(release, image) for release in matrix.releases() for image in matrix.images(release)]
-    return Planner(project, Store(project.store), matrix).plan(wanted, frozenset())
+    return Planner(project, Store.of(project), matrix).plan(wanted, frozenset())
 
 
 def test_every_image_is_planned_on_ubuntus_own_python(project: Project) -> None:
@@ -135,6 +135,39 @@ def test_every_wheel_comes_with_what_pip_check_asks_of_it(project: Project) -> N
             assert {f"tensorboard-{series[2]}-py{python}-none-any.whl" for python in (2, 3)} <= set(files)
         elif series:
             assert any(file.startswith("torchvision-") for file in files)
+
+
+@pytest.mark.parametrize("host_has", [True, False])
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_once_all_is_fetched_the_manifest_has_a_checksum_of_everything(
+    project: Project, channel: str, host_has: bool
+) -> None:
+    store = Store.of(project)
+    for artifact in plan_of(project, channel, host_has=host_has).artifacts:
+        if artifact.origin == "host":
+            store.set_machine_lock(artifact.key, "a" * 64)
+        elif artifact.sha256 is None:
+            store.set_first_fetch_lock(artifact.key, "b" * 64)
+    plan = plan_of(project, channel, host_has=host_has)
+    for final in plan.finals:
+        components = final.variables["manifest_content"]["components"]
+        assert {"base", "digits", "python"} < set(components)
+        for name, part in components.items():
+            assert part["sha256"], name
+            for source, sha256 in part["sha256"].items():
+                assert re.fullmatch("[0-9a-f]{64}", sha256 or ""), (name, source)
+                made = source.removeprefix("stage ")
+                assert made == source or sha256 in {stage.digest for stage in plan.stages if stage.name == made}
+
+
+def test_the_manifest_tells_which_pythons_an_image_got(project: Project) -> None:
+    def pythons(*, host_has: bool) -> dict[str, Any]:
+        spec = Matrix(project, "registry", lambda version: host_has).resolve("1.2", "cpu")
+        return dict(spec.manifest()["components"]["python"])
+
+    parts = [pythons(host_has=has) for has in (True, False)]
+    assert parts[0]["source"] != parts[1]["source"]
+    assert not set(parts[0]["sha256"]) & set(parts[1]["sha256"])
 
 
 @pytest.mark.parametrize("channel", CHANNELS)

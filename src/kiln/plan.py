@@ -147,6 +147,7 @@ class Planner:
         name = f"{spec.release}/{spec.image}"
         names = spec.names()
         chain = self.table.chain(spec.device)
+        names["manifest"] = spec.manifest(self.store.locked_sha256, self._made(spec, names, chain[0].name, name))
         parent: Stage | None = None
         for row in chain:
             parent = self._stage(row, spec, names, parent, name)
@@ -155,6 +156,11 @@ class Planner:
         self._stages[parent.digest] = replace(
             parent, tag=f"{REPOSITORY}:{spec.release}-{spec.image}", labels=self._labels(spec, parent.digest)
         )
+
+    def _made(self, spec: ImageSpec, names: Mapping[str, Any], base: str, image: str) -> dict[str, dict[str, str]]:
+        """Component to the stages that make it, by digest: what is no file has no other checksum."""
+        stages = {name: part.settings.get("stand_in") for name, part in spec.components.items()} | {"base": base}
+        return {name: {stage: self._named(stage, spec, names, image).digest} for name, stage in stages.items() if stage}
 
     @staticmethod
     def _labels(spec: ImageSpec, digest: str) -> dict[str, str]:
