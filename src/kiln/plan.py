@@ -61,6 +61,8 @@ class Stage:
     tag: str | None = None
     """Reference of the finished image, on an image's last stage."""
     labels: dict[str, str] = field(default_factory=dict)
+    substitutions: dict[str, str] = field(default_factory=dict)
+    """Component to reason, on an image's last stage."""
     state: State = "missing"
     why: tuple[str, ...] = ()
     expected_s: float | None = None
@@ -154,7 +156,10 @@ class Planner:
         if parent is None or parent.kind == "bootstrap":
             raise KilnError(f"image {name} has no stages", where="images/stages.yml", fix="list some for its device")
         self._stages[parent.digest] = replace(
-            parent, tag=f"{REPOSITORY}:{spec.release}-{spec.image}", labels=self._labels(spec, parent.digest)
+            parent,
+            tag=f"{REPOSITORY}:{spec.release}-{spec.image}",
+            labels=self._labels(spec, parent.digest),
+            substitutions=spec.substitutions,
         )
 
     def _made(self, spec: ImageSpec, names: Mapping[str, Any], base: str, image: str) -> dict[str, dict[str, str]]:
@@ -205,6 +210,7 @@ class Planner:
             images=tuple(dict.fromkeys((*(known.images if known else ()), image))),
             tag=known.tag if known else None,
             labels=known.labels if known else {},
+            substitutions=known.substitutions if known else {},
         )
         self._stages[digest] = stage
         return stage
