@@ -16,8 +16,11 @@ import yaml
 from packaging.utils import canonicalize_name
 
 from file_server import FileServer, closed_port, serving
-from kiln.matrix import read_components
+from kiln.cli import known_artifacts
+from kiln.matrix import Matrix, read_components
+from kiln.plan import Planner
 from kiln.project import Project
+from kiln.store import Store
 from kiln.wheels import wanted_pins
 
 KILN = Path(sys.executable).parent / "kiln"
@@ -234,8 +237,18 @@ def test_the_committed_lock_agrees_and_a_broken_one_does_not(project: Project, r
 
 
 def test_an_unknown_channel_is_answered_with_the_known_ones(copy: Copy) -> None:
-    said = refused(copy.kiln("artifacts", "verify", "--channel", "ftp"))
-    assert "channel 'ftp' does not exist; choose one of registry, upstream" in said
+    for name in ("ftp", "../stages"):
+        said = refused(copy.kiln("artifacts", "verify", "--channel", name))
+        assert said.endswith(f"channel '{name}' does not exist; choose one of registry, upstream")
+
+
+@pytest.mark.parametrize("channel", ["registry", "upstream"])
+def test_every_artifact_that_an_image_needs_is_listed(project: Project, channel: str) -> None:
+    matrix = Matrix(project, channel)
+    wanted = [(release, image) for release in matrix.releases() for image in matrix.images(release)]
+    plan = Planner(project, Store.of(project), matrix).plan(wanted, frozenset())
+    listed = {(artifact.group, artifact.file) for artifact in known_artifacts(project, channel)}
+    assert {(artifact.group, artifact.file) for artifact in plan.artifacts} <= listed
 
 
 def test_a_lock_that_cannot_be_made_leaves_the_old_one(copy: Copy) -> None:

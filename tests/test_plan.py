@@ -238,6 +238,19 @@ def test_final_labels_name_release_image_channel_digest_and_substitutions(projec
     assert "pytorch" in final.labels["org.deeplearning.substitutions"].split(",")
 
 
+def test_the_plan_tells_what_each_image_substitutes(project: Project) -> None:
+    plan = make_plan(project)
+    data = as_data(plan)["substitutions"]
+    text = as_text(plan).splitlines()
+    for release, image in ALL:
+        tag, substituted = (
+            f"deeplearning:{release}-{image}",
+            Matrix(project, "registry").resolve(release, image).substitutions,
+        )
+        assert data[tag] == substituted
+        assert f"{tag} substitutes {', '.join(substituted)}" in text
+
+
 def test_expected_time_is_unknown_while_a_stage_never_ran(project: Project) -> None:
     plan = make_plan(project, [("1.2", "cpu")])
     assert plan.expected_s is None

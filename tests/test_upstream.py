@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,11 +36,11 @@ CHANNELS = ("registry", "upstream")
 DISTRIBUTIONS = {"tensorflow": "tensorflow==", "pytorch": "torch==", "keras": "keras==", "tools": "numpy=="}
 
 
-def plan_of(project: Project, channel: str) -> Plan:
+def plan_of(project: Project, channel: str, *, host_has: bool = True) -> Plan:
     """The plan of every image of every release, as if nothing had been baked."""
-    matrix = Matrix(project, channel, lambda version: True)
+    matrix = Matrix(project, channel, lambda version: host_has)
     wanted = [(release, image) for release in matrix.releases() for image in matrix.images(release)]
-    return Planner(project, Store(project.store), matrix).plan(wanted, frozenset())
+    return Planner(project, Store.of(project), matrix).plan(wanted, frozenset())
 
 
 def test_every_image_is_planned_on_ubuntus_own_python(project: Project) -> None:
@@ -50,7 +51,8 @@ def test_every_image_is_planned_on_ubuntus_own_python(project: Project) -> None:
         value for stage in plan.stages for name, value in stage.variables.items() if name.endswith("_distribution")
     }
     assert distributions == {"ubuntu-16"}
-    assert "nvidia-repository" not in {stage.name for stage in plan.stages}, "upstream stands in for nothing"
+    made = {"nvidia-repository", "agent-build", "digits-build"}
+    assert made & {stage.name for stage in plan.stages} == set(), "upstream stands in for nothing"
     assert {stage.serve for stage in plan.stages} == {()}
 
 
@@ -133,6 +135,135 @@ def test_every_wheel_comes_with_what_pip_check_asks_of_it(project: Project) -> N
             assert {f"tensorboard-{series[2]}-py{python}-none-any.whl" for python in (2, 3)} <= set(files)
         elif series:
             assert any(file.startswith("torchvision-") for file in files)
+
+
+@pytest.mark.parametrize("host_has", [True, False])
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_once_all_is_fetched_the_manifest_has_a_checksum_of_everything(
+    project: Project, channel: str, host_has: bool
+) -> None:
+    store = Store.of(project)
+    for artifact in plan_of(project, channel, host_has=host_has).artifacts:
+        if artifact.origin == "host":
+            store.set_machine_lock(artifact.key, "a" * 64)
+        elif artifact.sha256 is None:
+            store.set_first_fetch_lock(artifact.key, "b" * 64)
+    plan = plan_of(project, channel, host_has=host_has)
+    for final in plan.finals:
+        components = final.variables["manifest_content"]["components"]
+        assert {"base", "digits", "python"} < set(components)
+        for name, part in components.items():
+            assert part["sha256"], name
+            for source, sha256 in part["sha256"].items():
+                assert re.fullmatch("[0-9a-f]{64}", sha256 or ""), (name, source)
+                made = source.removeprefix("stage ")
+                assert made == source or sha256 in {stage.digest for stage in plan.stages if stage.name == made}
+
+
+def test_the_manifest_tells_which_pythons_an_image_got(project: Project) -> None:
+    def pythons(*, host_has: bool) -> dict[str, Any]:
+        spec = Matrix(project, "registry", lambda version: host_has).resolve("1.2", "cpu")
+        return dict(spec.manifest()["components"]["python"])
+
+    parts = [pythons(host_has=has) for has in (True, False)]
+    assert parts[0]["source"] != parts[1]["source"]
+    assert not set(parts[0]["sha256"]) & set(parts[1]["sha256"])
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_every_group_of_a_channel_is_used(project: Project, channel: str) -> None:
+    plans = [plan_of(project, channel, host_has=has) for has in (True, False)]
+    used = {artifact.group for plan in plans for stage in plan.stages for _, artifact in stage.artifacts}
+    assert (
+        set(read_channel(project.root / "images" / "channels" / f"{channel}.yml", project.root).groups) - used == set()
+    )
+
+
+def test_caffes_gpu_code_is_compiled_beside_its_own_cuda(project: Project) -> None:
+    plan = plan_of(project, "upstream")
+    builds = {image: stage for stage in plan.stages if stage.name == "caffe-build" for image in stage.images}
+    parents = {image: plan.by_digest[stage.parent or ""] for image, stage in builds.items()}
+    matrix = Matrix(project, "upstream")
+    for image, parent in parents.items():
+        row = matrix.resolve(*image.split("/")).row
+        assert builds[image].variables["caffe_build_cpu_only"] == (row.cuda is None)
+        assert parent.variables.get("cuda_series") == row.cuda
+        assert ("cudnn_version" in parent.variables) == (row.cuda is not None)
+    assert "cuda-builder" not in {stage.name for stage in plan_of(project, "registry").stages}, "it has no compiler"
+
+
+def archive(path: Path, *members: str) -> None:
+    """An archive of that name, a wheel or a tar, with an empty file at each of ``members``."""
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path, "w") as wheel:
+            for member in members:
+                wheel.writestr(member, "")
+    else:
+        with tarfile.open(path, "w") as tar:
+            for member in members:
+                tar.addfile(tarfile.TarInfo(member))
+
+
+CONTENT = {
+    "boost": (
+        "boost/libs/python/src/a.cpp",
+        "boost/libs/python/src/converter/a.cpp",
+        "boost/libs/python/src/object/a.cpp",
+    ),
+    "opencv": tuple(f"opencv/modules/{module}/src/{name}.cpp" for module in ("core", "imgproc") for name in "ab"),
+    "caffe": ("caffe/Makefile", "caffe/src/caffe/a.cpp"),
+    "numpy": ("numpy/core/include/a.h",),
+    "grpcio_tools": ("grpc_tools/a.py",),
+    "mkl_include": ("a/include/mkl.h",),
+    "mkl-": ("a/lib/libmkl_rt.so",),
+    "intel_openmp": ("a/lib/libiomp5.so",),
+}
+"""What an archive starts with to what Caffe's build takes out of it."""
+
+FOLDERS = ("sources", "numpy_wheels", "protoc_wheels", "mkl_wheels", "python_archives")
+"""What role caffe_build reads, by its variables without their prefix."""
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_caffes_build_finds_every_archive_among_its_artifacts(project: Project, tmp_path: Path, channel: str) -> None:
+    stages = {stage.digest: stage for stage in plan_of(project, channel).stages if stage.name == "caffe-build"}
+    role = project.roles / "caffe_build"
+    for digest, stage in stages.items():
+        work = tmp_path / digest
+        for folder, artifact in stage.artifacts:
+            (work / folder).mkdir(parents=True, exist_ok=True)
+            content = next((content for start, content in CONTENT.items() if artifact.file.startswith(start)), ())
+            archive(work / folder / artifact.file, *content)
+        series = [interpreter["series"] for interpreter in stage.variables["caffe_build_interpreters"]]
+        for one in series:
+            program = work / "python" / one / "bin" / f"python{one}"
+            program.parent.mkdir(parents=True)
+            program.write_text("#!/bin/sh\n", encoding="utf-8")
+            program.chmod(0o755)
+        names = yaml.safe_load(
+            (role / "vars" / f"{stage.variables['caffe_build_distribution']}.yml").read_text(encoding="utf-8")
+        )
+        defaults = yaml.safe_load((role / "defaults" / "main.yml").read_text(encoding="utf-8"))
+        given = {name.upper(): str(work / Path(defaults[f"caffe_build_{name}"]).name) for name in FOLDERS}
+        done = subprocess.run(
+            ["bash", role / "files" / "unpack.sh"],
+            env=given
+            | {
+                "PATH": os.environ["PATH"],
+                "WORK": str(work),
+                "OPENCV": str(names["caffe_build_opencv_static"]).lower(),
+                "OPENCV_KEPT": "core/a imgproc/a",
+                "PATCHES": "",
+                "GROUPED": "true",
+                "SERIES": " ".join(series),
+                "PYTHON_PATH": str(work / "python"),
+                "MKL": str(work / "made") if "mkl" in stage.variables["caffe_build_blas"] else "",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{stage.images}: {done.stderr}"
 
 
 @pytest.mark.parametrize("channel", CHANNELS)

@@ -15,7 +15,7 @@ import yaml
 
 CODE = ("roles", "playbooks", "templates", "src", "Makefile")
 
-DOTTED = re.compile(r"(?<![\w.])\d+(?:\.\d+){2,}[\w.+-]*")
+DOTTED = re.compile(r"(?<![A-Za-z0-9.])\d+(?:\.\d+){2,}[\w.+-]*")
 """Three numbers and more; ``1.5`` and ``3.6`` are also sizes, sections of standards, and languages."""
 
 HEX = re.compile(r"\b[0-9a-f]{40,64}\b")
@@ -85,7 +85,7 @@ def repeated(versions: set[str], pinned: set[tuple[str, str]], text: str) -> set
     return {
         version
         for version in versions
-        if version in text and re.search(rf"(?<![\w.]){re.escape(version)}{after}", text)
+        if version in text and re.search(rf"(?<![A-Za-z0-9.]){re.escape(version)}{after}", text)
     } | {
         f"{name} {version}"
         for name, version in pinned
@@ -129,6 +129,7 @@ def test_the_search_reads_every_kind_of_file_and_value(root: Path, code: dict[st
         ("src/kiln/a.py", "A = {'tensorflow': '1.8.0'}", {"1.8.0"}),
         ("src/kiln/a.py", "A = 'six-1.11-py3-none-any.whl'", {"six 1.11"}),
         ("Makefile", "RELEASE := tensorflow-1.8.0-cp36", {"1.8.0"}),
+        ("roles/a/defaults/main.yml", "a_source: tensorflow_1.8.0.orig.tar.gz", {"1.8.0"}),
         ("templates/a.j2", f"sha256={'ab' * 32}", {"ab" * 32}),
         ("roles/a/tasks/main.yml", "# as 1.8.0 did\na: 11.8.0\nb: 1.8.0.1\nc: 21.8.0", set()),
         ("roles/a/meta/main.yml", "options: {a: {description: 'Such as 1.8.0'}}", set()),

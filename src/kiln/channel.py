@@ -32,13 +32,20 @@ class Base(Strict, frozen=True):
     group: str | None = None
 
 
+class Fallback(Strict, frozen=True):
+    """A group that takes another's place, and where it comes from."""
+
+    group: str
+    source: str
+
+
 class Delivery(Strict, frozen=True):
     """How the channel delivers one component: from an artifact group, with further settings for the roles."""
 
     source: str
     group: str | None = None
-    fallback: str | None = None
-    """Group that takes its place where this machine cannot pack what the group holds."""
+    fallback: Fallback | None = None
+    """What takes its place where this machine cannot pack what the group holds."""
     settings: dict[str, Any] = {}
 
 

@@ -408,16 +408,9 @@ def artifacts() -> None:
 
 def known_artifacts(project: Project, channel: str) -> list[Artifact]:
     """Every artifact of a channel, the Python packages included."""
-    from kiln.channel import read_channel
-    from kiln.wheels import read_lock
+    from kiln.matrix import Matrix
 
-    groups = dict(read_lock(project)) if channel == DEFAULT_CHANNEL else {}
-    path = project.images / "channels" / f"{channel}.yml"
-    if not path.is_file():
-        names = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.yml")))
-        raise KilnError(f"channel {channel!r} does not exist", where="images/channels", fix=f"choose one of {names}")
-    groups |= read_channel(path, project.root).groups
-    return [artifact for group in groups.values() for artifact in group]
+    return [artifact for group in Matrix(project, channel).groups.values() for artifact in group]
 
 
 @artifacts.command("list")

@@ -62,6 +62,10 @@ class AgentVersion(Strict, frozen=True):
     source: str
 
 
+class DigitsVersion(Strict, frozen=True):
+    source: str
+
+
 class Library(Strict, frozen=True):
     """A shared library: ``name.so.file`` with SONAME ``name.so.soname``."""
 
@@ -108,6 +112,7 @@ COMPONENT_TYPES: dict[str, type[Strict]] = {
     "mkl": MklVersion,
     "qsctl": QsctlVersion,
     "agent": AgentVersion,
+    "digits": DigitsVersion,
     "cuda": CudaVersion,
     "cudnn": CudnnVersion,
 }

@@ -214,7 +214,7 @@ def _entry(table: Table, spec: ImageSpec, kind: str, name: str, number: int) -> 
                 f"{key} is no regular expression ({error})", where=table.where(*keys, key), fix="correct it"
             ) from None
     for component in command.component:
-        known = {*spec.components, "digits", "base", "cuda", "cudnn", "mkl"}
+        known = {*spec.components, "base", "cuda", "cudnn", "mkl"}
         if component not in known:
             raise KilnError(
                 f"{component} is no component",

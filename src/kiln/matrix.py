@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -39,6 +40,7 @@ class Row(Strict, frozen=True):
     keras: str
     qsctl: str
     agent: str
+    digits: str
     cuda: str | None = None
     cudnn: str | None = None
     driver: str | None = None
@@ -91,15 +93,15 @@ class Component:
     settings: dict[str, Any]
     """The channel's settings for the roles."""
 
-    def public(self, artifacts: tuple[Artifact, ...]) -> dict[str, Any]:
-        """The manifest's entry: version, source, checksums and verdict."""
+    def public(self, sha256: Mapping[str, str | None]) -> dict[str, Any]:
+        """The manifest's entry: version, source, verdict, and a checksum of all that it comes from."""
         return {
             "version": self.version,
             "installed": self.installed,
             "verdict": self.verdict,
             **({"why": self.why} if self.why else {}),
             "source": self.source,
-            "sha256": {artifact.file: artifact.sha256 for artifact in artifacts if artifact.origin != "host"},
+            "sha256": dict(sha256),
         }
 
 
@@ -167,8 +169,17 @@ class ImageSpec:
             **components,
         }
 
-    def manifest(self) -> dict[str, Any]:
-        """What ``/etc/deeplearning/manifest.json`` says before the image's own contents are added to it."""
+    def manifest(
+        self,
+        checksum: Callable[[Artifact], str | None] = lambda artifact: artifact.sha256,
+        made: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        """What ``/etc/deeplearning/manifest.json`` says before the image's own contents are added to it.
+
+        ``checksum`` knows what no table can, such as files that were locked at their first fetch; ``made`` is component
+        to the stages of this project that make it, by digest.
+        """
+        parts = {"base": self._base(), **self.components}
         return {
             "release": self.release,
             "image": self.image,
@@ -176,13 +187,33 @@ class ImageSpec:
             "device": self.device,
             "substitutions": self.substitutions,
             "components": {
-                name: part.public(self.groups.get(part.group or "", ())) for name, part in self.components.items()
+                name: part.public(
+                    {artifact.file: checksum(artifact) for artifact in self.groups.get(part.group or "", ())}
+                    | {f"stage {stage}": digest for stage, digest in made.get(name, {}).items()}
+                )
+                for name, part in parts.items()
             },
             "node": {
                 **msgspec.to_builtins(self.node),
                 "user": {key: value for key, value in self.node.user.items() if key != "password"},
             },
         }
+
+    def _base(self) -> Component:
+        """The distribution as a component: which one the release asks for, a substitution alone can tell."""
+        base = self.channel.base
+        entry = next((entry for entry in self.channel.substitutions if entry.component == "base"), None)
+        return Component(
+            name="base",
+            version=entry.instead_of[0] if entry else base.distribution,
+            installed=base.distribution,
+            verdict="substituted" if entry else "exact",
+            why=entry.why if entry else "",
+            source=base.source,
+            group=base.group,
+            facts={},
+            settings={},
+        )
 
 
 def read_components(project: Project) -> tuple[dict[str, Table], dict[str, dict[str, Any]]]:
@@ -350,6 +381,8 @@ class Matrix:
             "image": image,
             "device": row.device,
             "cuda": row.cuda,
+            "mkl": row.mkl,
+            "tables": self.facts,
             **msgspec.to_builtins(facts),
         }
         return Component(
@@ -373,11 +406,11 @@ class Matrix:
                 fix="add components.python",
             )
         versions = ", ".join(row.python)
-        group = delivery.group
+        group, source = delivery.group, delivery.source
         packed = [artifact.path for artifact in self.groups.get(group or "", ()) if artifact.origin == "host"]
         if delivery.fallback and not all(self.host_has(version) for version in packed):
-            group = delivery.fallback
-        return Component("python", versions, versions, "exact", "", delivery.source, group, {}, delivery.settings)
+            group, source = delivery.fallback.group, delivery.fallback.source
+        return Component("python", versions, versions, "exact", "", source, group, {}, delivery.settings)
 
     def _check_device(self, row: Row, place: _Place) -> None:
         gpu_only = {"cuda": row.cuda, "cudnn": row.cudnn, "driver": row.driver}
@@ -467,7 +500,7 @@ class Matrix:
 
     def _check_channel(self) -> None:
         table = self.channel.table
-        known = {*COMPONENT_TYPES, "base", "digits"}
+        known = {*COMPONENT_TYPES, "base"}
         for index, entry in enumerate(self.channel.substitutions):
             where = table.where("substitutions", index)
             if entry.component not in known:

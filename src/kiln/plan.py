@@ -61,6 +61,8 @@ class Stage:
     tag: str | None = None
     """Reference of the finished image, on an image's last stage."""
     labels: dict[str, str] = field(default_factory=dict)
+    substitutions: dict[str, str] = field(default_factory=dict)
+    """Component to reason, on an image's last stage."""
     state: State = "missing"
     why: tuple[str, ...] = ()
     expected_s: float | None = None
@@ -147,14 +149,23 @@ class Planner:
         name = f"{spec.release}/{spec.image}"
         names = spec.names()
         chain = self.table.chain(spec.device)
+        names["manifest"] = spec.manifest(self.store.locked_sha256, self._made(spec, names, chain[0].name, name))
         parent: Stage | None = None
         for row in chain:
             parent = self._stage(row, spec, names, parent, name)
         if parent is None or parent.kind == "bootstrap":
             raise KilnError(f"image {name} has no stages", where="images/stages.yml", fix="list some for its device")
         self._stages[parent.digest] = replace(
-            parent, tag=f"{REPOSITORY}:{spec.release}-{spec.image}", labels=self._labels(spec, parent.digest)
+            parent,
+            tag=f"{REPOSITORY}:{spec.release}-{spec.image}",
+            labels=self._labels(spec, parent.digest),
+            substitutions=spec.substitutions,
         )
+
+    def _made(self, spec: ImageSpec, names: Mapping[str, Any], base: str, image: str) -> dict[str, dict[str, str]]:
+        """Component to the stages that make it, by digest: what is no file has no other checksum."""
+        stages = {name: part.settings.get("stand_in") for name, part in spec.components.items()} | {"base": base}
+        return {name: {stage: self._named(stage, spec, names, image).digest} for name, stage in stages.items() if stage}
 
     @staticmethod
     def _labels(spec: ImageSpec, digest: str) -> dict[str, str]:
@@ -172,7 +183,7 @@ class Planner:
     ) -> Stage:
         where = self.table.where(row.name)
         if row.parent:
-            parent = self._named(row.parent, spec, names, image)
+            parent = self._named(str(render(row.parent, names, where)), spec, names, image)
         wanted = [name for name in render(row.products, names, where) if name]
         products = tuple((name, self._named(name, spec, names, image).digest) for name in wanted)
         serve = {host: name for host, name in render(row.serve, names, where).items() if name}
@@ -199,6 +210,7 @@ class Planner:
             images=tuple(dict.fromkeys((*(known.images if known else ()), image))),
             tag=known.tag if known else None,
             labels=known.labels if known else {},
+            substitutions=known.substitutions if known else {},
         )
         self._stages[digest] = stage
         return stage

@@ -12,6 +12,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
     return {
         "expected_s": plan.expected_s,
         "images": {stage.tag: stage.digest for stage in plan.finals},
+        "substitutions": {stage.tag: stage.substitutions for stage in plan.finals},
         "stages": [
             {
                 "name": stage.name,
@@ -31,7 +32,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
 
 
 def as_text(plan: Plan, *, most_reasons: int = 3) -> str:
-    """The plan as a table; stages that nothing needs are left out."""
+    """The plan as a table, and what each image has substituted; stages that nothing needs are left out."""
     rows = [("STAGE", "DIGEST", "STATE", "TIME", "FOR", "WHY")]
     shown = [stage for stage in plan.stages if stage.state != "unneeded"]
     for stage in shown:
@@ -52,6 +53,9 @@ def as_text(plan: Plan, *, most_reasons: int = 3) -> str:
     lines = [
         "  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5])).rstrip()
         for row in rows
+    ]
+    lines += [
+        f"{stage.tag} substitutes {', '.join(stage.substitutions)}" for stage in plan.finals if stage.substitutions
     ]
     lines.append(summary(plan))
     return "\n".join(lines)

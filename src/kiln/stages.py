@@ -73,9 +73,10 @@ class StageTable:
         if row.kind == "build" and row.parent is None:
             raise KilnError(f"build stage {row.name} names no parent", where=where, fix="name the stage it runs in")
         # A name that an expression gives is checked when the stage is planned.
+        parent = row.parent if row.parent and "{{" not in row.parent else None
         products = [name for name in row.products if "{{" not in name]
         served = [name for name in row.serve.values() if "{{" not in name]
-        for name in (*([row.parent] if row.parent else []), *products, *served):
+        for name in (*([parent] if parent else []), *products, *served):
             if name not in self.rows:
                 raise KilnError(
                     f"stage {row.name} names {name}, which is no earlier stage",
@@ -88,8 +89,8 @@ class StageTable:
         for name in served:
             if name not in row.products:
                 raise KilnError(f"stage {row.name} serves {name}", where=where, fix="list it under products too")
-        if row.parent and self.rows[row.parent].kind == "build":
-            raise KilnError(f"stage {row.name} stands on {row.parent}", where=where, fix="name an image stage")
+        if parent and self.rows[parent].kind == "build":
+            raise KilnError(f"stage {row.name} stands on {parent}", where=where, fix="name an image stage")
         if row.kind != "bootstrap" and not self.playbook(row).is_file():
             raise KilnError(
                 f"stage {row.name} has no playbook",

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Unpacks and patches the sources, the headers and the protoc that Caffe is built with. Settings come as environment variables:
-# WORK, SOURCES (folder), CAFFE, BOOST, OPENCV (archives in it; OPENCV may be empty), OPENCV_KEPT (module/file, by spaces),
-# PATCHES (names in WORK/patches), GROUPED (true: write the grouped sources), SERIES (of Python), PYTHON_PATH, PYTHON_ARCHIVES,
-# NUMPY_WHEELS, PROTOC_WHEELS, MKL (where it stands; empty without), MKL_WHEELS.
+# WORK, SOURCES (folder of one archive each of Caffe, Boost and OpenCV), OPENCV (true: build it), OPENCV_KEPT (module/file, by
+# spaces), PATCHES (names in WORK/patches), GROUPED (true: write the grouped sources), SERIES (of Python), PYTHON_PATH,
+# PYTHON_ARCHIVES, NUMPY_WHEELS, PROTOC_WHEELS, MKL (where it stands; empty without), MKL_WHEELS.
 set -euo pipefail
 shopt -s failglob
 
@@ -10,7 +10,7 @@ cd "$WORK"
 mkdir -p core boost opencv/source
 
 # An archive from a forge has one folder on top, Debian's has none.
-tar -xf "$SOURCES/$CAFFE" -C core
+tar -xf "$SOURCES"/caffe[-_]* -C core
 if [ ! -e core/Makefile ]; then
   mv core unwrapped
   mv unwrapped/* core
@@ -31,13 +31,13 @@ if [ "$GROUPED" = true ]; then
 fi
 
 # Boost.Python is bound to the minor version of Python: Debian's libraries fit Debian's Python only.
-tar -xf "$SOURCES/$BOOST" -C boost --wildcards --no-wildcards-match-slash --strip-components=4 '*/libs/python/src'
+tar -xf "$SOURCES"/boost* -C boost --wildcards --no-wildcards-match-slash --strip-components=4 '*/libs/python/src'
 for file in boost/{,converter/,object/}*.cpp; do
   printf '#include "%s"\n' "${file#boost/}"
 done >boost/all.cc
 
-if [ -n "$OPENCV" ]; then
-  tar -xf "$SOURCES/$OPENCV" -C opencv/source --strip-components=1
+if [ "$OPENCV" = true ]; then
+  tar -xf "$SOURCES"/opencv* -C opencv/source --strip-components=1
   for module in core imgproc; do
     (
       cd "opencv/source/modules/$module/src"
