@@ -51,9 +51,10 @@ def others() -> tuple[str, ...]:
 
 def there() -> set[str]:
     """Containers and networks of clusters."""
+    living = others()
     containers = docker("ps", "--all", "--format={{.Names}}", f"--filter=label={LABEL}").split()
     networks = docker("network", "ls", "--format={{.Name}}", f"--filter=label={OWNER_LABEL}").split()
-    living = others()
+    living += others()  # another run may begin or end meanwhile
     return {name for name in [*containers, *networks] if not name.startswith(living)}
 
 

@@ -447,7 +447,9 @@ def rescue(request):
     try:
         for chunk in chunks(paths):
             command = [b"cp", b"--archive", b"--no-clobber", b"--parents", b"--sparse=auto", b"--target-directory"]
-            copied = subprocess.Popen(list(itertools.chain(command, [partial, b"--"], chunk)), stderr=subprocess.PIPE)
+            words = list(itertools.chain(command, [partial, b"--"], chunk))
+            # There: coreutils 8 look for the attributes of the parents below the working directory.
+            copied = subprocess.Popen(words, stderr=subprocess.PIPE, cwd="/")
             said = copied.communicate()[1]
             if copied.returncode:
                 raise RescueError("cp: %s" % said.decode("utf-8", "replace").strip().split("\n")[0])
