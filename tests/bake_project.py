@@ -61,6 +61,8 @@ def write_project(root: Path, store: Path, rows: tuple[Row, ...]) -> Project:
         shutil.copytree(CHECKOUT / "templates" / "packer", project.templates / "packer")
         shutil.copy2(CHECKOUT / "ansible.cfg", root)
     for row in rows:
+        if row.kind == "bootstrap":
+            continue
         tasks = project.roles / row.name / "tasks"
         tasks.mkdir(parents=True, exist_ok=True)
         (tasks / "main.yml").write_text(row.tasks, encoding="utf-8")
@@ -99,10 +101,16 @@ def read_rows(project: Project) -> tuple[Row, ...]:
 
 
 def make_plan(rows: tuple[Row, ...], project: Project, store: Store) -> Plan:
-    """The plan for ``rows``; a digest covers what the row says, and its parents'."""
+    """The plan for ``rows``; a digest covers what the row says, and its parents'.
+
+    A first row of kind bootstrap adds to the base's variables.
+    """
     present = cached_stages()
-    stages: dict[str, Stage] = {"bootstrap": _stage(project, "bootstrap", "bootstrap", BASE, None)}
+    base = BASE | (dict(rows[0].variables) if rows and rows[0].kind == "bootstrap" else {})
+    stages: dict[str, Stage] = {"bootstrap": _stage(project, "bootstrap", "bootstrap", base, None)}
     for row in rows:
+        if row.kind == "bootstrap":
+            continue
         stage = _stage(project, row.name, row.kind, dict(row.variables), stages[row.parent].digest, row.tasks)
         stages[row.name] = replace(
             stage,

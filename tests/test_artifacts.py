@@ -225,6 +225,12 @@ def test_every_artifact_of_an_unreachable_host_is_named_at_once(server: FileServ
     assert server.asked == {}
 
 
+def test_files_of_one_name_are_told_by_their_paths(store: Store) -> None:
+    dark = f"127.0.0.1:{closed_port()}"
+    error = refusal(lambda: fetch([at(f"http://{dark}/{folder}/x", "0" * 64) for folder in ("cpu", "gpu")], store))
+    assert error.what == f"out of reach: {dark} (cpu/x, gpu/x)"
+
+
 def test_a_host_that_drops_what_is_sent_is_out_of_reach(store: Store) -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))

@@ -17,12 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from bake_project import CHECKOUT, Row, make_plan, remove_images, seed_store, write_project
+from file_server import closed_port
 from kiln import bootstrap
 from kiln.ansible.connection import connection
 from kiln.bake import StageError, bake
 from kiln.bootstrap import Base, carried_settings, sources_list
+from kiln.cli import main
 from kiln.engine import Engine, cached_stages, stage_tags, unreachable
 from kiln.errors import KilnError
 from kiln.plan import Stage
@@ -230,10 +233,41 @@ def test_full_disk_is_refused_before_work(
     project = write_project(tmp_path / "project", store.root, rows)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 2**20, 2**20))
-    with pytest.raises(KilnError, match="less than 3 GiB free") as caught:
+    with pytest.raises(KilnError, match=r"less than 3\.0 GiB free") as caught:
         run(rows, project, store)
     assert caught.value.exit_code == 2
     assert not (store.root / "logs").exists()
+
+
+@engine
+def test_a_disk_too_small_for_every_image_is_refused_before_anything_is_fetched(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40, 4 * 2**30))
+    # Whoever asks for a file before the disks are looked at fails here.
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed_port()}/simple")
+    done = CliRunner().invoke(main, ["--root", str(project.root), "--store", str(project.store), "bake"])
+    assert done.exit_code == 2
+    assert "GiB free on its disk, which this bake may need; make room" in done.output
+    assert not (project.store / "blobs").exists()
+
+
+@engine
+def test_plugins_that_packer_cannot_have_are_told(
+    tmp_path: Path, store: Store, nonce: tuple[tuple[str, str], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packer = tmp_path / "bin" / "packer"
+    packer.parent.mkdir()
+    answer = (
+        'case $1 in version) echo "Packer v1.11.2" ;; init) echo "1,,ui,error,no way to the plugins"; exit 1 ;; esac'
+    )
+    packer.write_text(f"#!/bin/sh\n{answer}\n", encoding="utf-8")
+    packer.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{packer.parent}:{os.environ['PATH']}")
+    rows = (Row("first", SLEEP, variables=nonce),)
+    with pytest.raises(StageError, match=r"packer init ended with code 1\n    no way to the plugins\n"):
+        run(rows, write_project(tmp_path / "project", store.root, rows), store)
 
 
 def test_missing_engine_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def running(store: Store) -> dict[int, str]:
 def victim(who: str, process: subprocess.Popen[str], store: Store) -> int:
     if who == "kiln":
         return process.pid
-    marks = {"packer": "/packer build ", "ansible": "/ansible-playbook "}
+    marks = {"packer": "/packer build ", "ansible": "/ansible-playbook ", "mmdebstrap": "/mmdebstrap "}
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:  # between two stages there is none
         found = [pid for pid, command in sorted(running(store).items()) if marks[who] in command]
@@ -194,6 +194,42 @@ def test_killed_while_baking(tiny: Tiny, who: str, number: signal.Signals) -> No
     assert bool(missing) == (process.returncode != 0), moment
     assert all(tiny.whole(row.name) for row in tiny.rows if row.name not in missing), moment
     assert_continues(tiny, missing)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("who", ["kiln", "mmdebstrap"])
+def test_killed_while_the_base_is_made(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, who: str, number: signal.Signals
+) -> None:
+    store = seed_store(tmp_path / "store", tmp_path_factory.getbasetemp() / "seed")
+    # A base of its own: the others' is there already.
+    rows = (Row("bootstrap", "", kind="bootstrap", variables=(("nonce", uuid.uuid4().hex),)),)
+    tiny = Tiny(write_project(tmp_path / "project", store.root, rows), store, rows)
+    try:
+        process = tiny.start(work_s=0)
+        follow(process, "bootstrap", "mmdebstrap")
+        target = victim(who, process, store)
+        time.sleep(random.SystemRandom().uniform(0, 10))
+        os.kill(target, number)
+        _, errors = process.communicate(timeout=60)
+        expected = (-number if number == signal.SIGKILL else 128 + number) if who == "kiln" else 1
+        assert process.returncode == expected, errors
+        assert "Traceback" not in errors
+        if number != signal.SIGKILL or who != "kiln":
+            assert_clean(tiny)
+        assert tiny.missing() == ["bootstrap"]
+        process = tiny.start(work_s=0)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert tiny.missing() == []
+        assert_clean(tiny)
+        base = tiny.plan().stages[0].reference
+        whole = ["docker", "run", "--rm", base, "python3", "-c", "import apt"]
+        subprocess.run(whole, check=True)
+    finally:
+        remove_images(store)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

@@ -39,7 +39,7 @@ def play(reporter: Reporter) -> None:
     reporter.task(BASE, "base : Create the user")
     reporter.finished(BASE, 61.4)
     reporter.started(CAFFE, Path("/logs/caffe.log"))
-    reporter.failed(CAFFE, "make: no rule")
+    reporter.failed(CAFFE, "make: no rule\n    words of make")
     reporter.end()
 
 
@@ -55,6 +55,7 @@ def test_plain_lines_name_stage_task_log_and_time() -> None:
     assert lines[3].endswith("base aaaaaaaa: base : Create the user")
     assert "base aaaaaaaa: done in 1:01 (1/2), about 5:00 left" in lines[4]
     assert lines[6].endswith("caffe bbbbbbbb: failed: make: no rule")
+    assert "words of make" not in text, "the error tells them"
 
 
 def test_json_lines_are_one_object_each() -> None:
@@ -69,7 +70,7 @@ def test_json_lines_are_one_object_each() -> None:
     }  # fmt: skip
     assert events[3]["task"] == "base : Create the user"
     assert events[4]["seconds"] == 61.4
-    assert events[6]["words"] == "make: no rule"
+    assert events[6]["words"] == "make: no rule\n    words of make"
 
 
 def test_live_table_shows_running_stage_and_task() -> None:
@@ -93,9 +94,10 @@ def test_live_table_treats_names_as_text() -> None:
     reporter.begin([BASE], 1)
     reporter.started(BASE, Path("/logs/base.log"))
     reporter.task(BASE, "base : Write [sources] and [/] lists")
-    reporter.failed(BASE, "[Errno 28] [/nope]")
+    reporter.failed(BASE, "[Errno 28] [/nope]\n    words of a task")
     reporter.end()
-    assert "[Errno 28] [/nope]" in stream.getvalue()
+    assert "failed: [Errno 28] [/nope], log /logs/base.log" in stream.getvalue()
+    assert "words of a task" not in stream.getvalue(), "the error tells them"
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,7 @@ BAKED = ("cpu", "cuda91")
 
 ROLES = sorted(path.name for path in (CHECKOUT / "roles").iterdir() if path.is_dir())
 
-# What roles workspaces, tensorflow, pytorch and keras share.
-SHARED = ("workspaces_user", "workspaces_path", "workspaces_interpreters")
-
-# Roles that need no variable of their own, and the image on which their defaults are what the tables say.
+# Roles of which the rest has defaults, and the image on which their defaults are what the tables say.
 ALONE = {
     "cpu": ["base", "jupyter", "keras", "mkl", "pytorch", "tensorflow", "workspace_packages"],
     "cuda91": ["caffe_libraries", "digits"],
@@ -103,11 +100,10 @@ def test_a_second_converge_of_the_sealed_image_changes_nothing(image: Again) -> 
 @pytest.mark.engine
 @pytest.mark.parametrize("image", BAKED, indirect=True)
 def test_roles_alone_find_in_their_defaults_what_the_tables_say(image: Again, request: pytest.FixtureRequest) -> None:
-    workspaces = image.stages["workspaces"].variables
-    given = {role: {name: workspaces[name] for name in SHARED} for role in ROLES}
-    given["base"] = {"base_user": image.stages["base"].variables["base_user"]}
+    told = image.stages["base"].variables | image.stages["keras"].variables
+    given = {name: told[name] for name in told if name in {name for role in ROLES for name in REQUIRED[role]}}
     roles = ALONE[request.node.callspec.params["image"]]
-    run = image.target.play([lone(role, given[role]) for role in roles])
+    run = image.target.play([lone(role, given) for role in roles])
     assert run.code == 0, run.output
     assert run.changed == []
     assert run.roles >= set(roles)
@@ -233,8 +229,8 @@ def plain(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Targ
         ("builder", {"builder_distribution": "windows"}, "value of builder_distribution must be one of"),
         ("python_build", {"python_build_interpreters": [{"version": "3.6"}]}, "missing required arguments: series"),
         ("digits_build", {"digits_build_seed": "many"}, "digits_build_seed"),
-        # Its packages go into the virtualenvs of role workspaces, whose variables it has none of.
-        ("tensorflow", {}, "'workspaces_user' is undefined"),
+        # Role workspace_packages, on which it depends, does the work.
+        ("tensorflow", {}, f"missing required arguments: {', '.join(REQUIRED['workspace_packages'])}"),
     ],
 )
 def test_a_wrong_value_is_an_argument_error(plain: Target, role: str, variables: dict[str, Any], words: str) -> None:

@@ -160,6 +160,10 @@ def test_upgrades_leave_the_pinned_versions_alone(node: Node, other: Repository)
     before = node.versions()
     assert {before[name] for name in ("libcudnn7", "libcudnn7-dev")} == {"hold ok installed 7.1.3.16-1+cuda9.1"}
     assert before["cuda-cudart-9-1"].endswith(" ok installed 9.1.85-1")
+    assert set(before) - set(node.variables["cuda_install"]) - set(node.variables["cudnn_packages"]), (
+        "what came with them"
+    )
+    assert [name for name, state in before.items() if not state.startswith("hold ok installed ")] == []
     # NVIDIA publishes newer ones, and the node trusts them.
     node.serve(other.folder)
     for name in ("cuda", "machine-learning"):

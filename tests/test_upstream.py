@@ -276,7 +276,7 @@ def test_stages_give_roles_only_what_they_document(project: Project, channel: st
             specs = yaml.safe_load((project.roles / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))
             options |= specs["argument_specs"]["main"].get("options", {})
         for name, value in stage.variables.items():
-            assert name in options or name.startswith("workspaces_"), f"{stage.name}: {name} is in no role's options"
+            assert name in options, f"{stage.name}: {name} is in no role's options"
             allowed = options.get(name, {}).get("choices")
             if allowed:
                 assert set(value if isinstance(value, list) else [value]) <= set(allowed), f"{stage.name}: {name}"

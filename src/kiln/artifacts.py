@@ -232,7 +232,9 @@ class Fetch:
         lost: dict[str, list[str]] = {}
         for artifact, urls in sources.items():
             if urls and not any(answers[_host(url)] for url in urls):
-                lost.setdefault(" and ".join(dict.fromkeys(map(_name, urls))), []).append(artifact.file)
+                # Files of several releases may have one name; their paths differ.
+                named = urlsplit(artifact.path).path.lstrip("/") if artifact.origin == "url" else artifact.file
+                lost.setdefault(" and ".join(dict.fromkeys(map(_name, urls))), []).append(named)
         if lost:
             raise KilnError(
                 "out of reach: "

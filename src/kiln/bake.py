@@ -47,7 +47,10 @@ from kiln.supplies import Mount, Supplies
 from kiln.tools import find_packer, packer_version
 
 FREE_BYTES = 3 * 2**30
-"""Room that the largest stage needs at once, its layer and its downloads; a fuller disk is refused at the start."""
+"""Room that the downloads need, and the largest stage at once; a fuller disk is refused at the start."""
+
+STAGE_BYTES = 2**28
+"""Room that each stage leaves filled in the engine, on average: three images from nothing take 10 GiB in 40 stages."""
 
 LAST_LINES = 20
 """Of a failed command's output in the error; the rest stands in the log."""
@@ -80,6 +83,19 @@ def bake(plan: Plan, project: Project, store: Store, *, reporter: Reporter, jobs
     """
     with _signals(), bake_lock(store.root / "bake.lock", lambda holder: reporter.waiting(_whom(holder))):
         Bake(plan, project, store, reporter, jobs or os.cpu_count() or 1).run()
+
+
+def check_room(plan: Plan, store: Store, engine: Engine) -> None:
+    """Raises KilnError where the disks of the store and the engine have too little room for what is missing."""
+    store.root.mkdir(parents=True, exist_ok=True)
+    for folder, stages in ((store.root, 0), (engine.root(), len(plan.missing))):
+        needed = FREE_BYTES + stages * STAGE_BYTES
+        if folder.is_dir() and shutil.disk_usage(folder).free < needed:
+            raise KilnError(
+                f"less than {needed / 2**30:.1f} GiB free on its disk, which this bake may need",
+                where=str(folder),
+                fix="make room, e.g. with kiln gc or docker image prune",
+            )
 
 
 def _whom(holder: Holder | None) -> str:
@@ -180,14 +196,7 @@ class Bake:
         find_packer()
         if not self._ansible.is_file():
             raise KilnError("ansible-playbook is not installed", where=str(self._ansible), fix="run make setup")
-        self.store.root.mkdir(parents=True, exist_ok=True)
-        for folder in (self.store.root, self.engine.root()):
-            if folder.is_dir() and shutil.disk_usage(folder).free < FREE_BYTES:
-                raise KilnError(
-                    f"less than {FREE_BYTES // 2**30} GiB free on its disk",
-                    where=str(folder),
-                    fix="make room, e.g. with kiln gc or docker image prune",
-                )
+        check_room(self.plan, self.store, self.engine)
 
     @cached_property
     def _ansible(self) -> Path:
@@ -434,7 +443,10 @@ class Bake:
         packer = Packer(find_packer(), environment, work.folder, log, follow)
         with self._cancellable(work, packer.cancel):
             if len(written) > 1:  # what its own binary lacks; does nothing where the plugins are installed
-                packer.execute_cmd("init", str(templates))
+                code, _, _ = packer.execute_cmd("init", str(templates))
+                if code:
+                    words = packer.errors[-3:] or _last_lines(work.log)
+                    raise self._failed(work, f"packer init ended with code {code}", words)
             code, _, _ = packer.build(str(templates), color="false")
         follow()
         self._judge(work, packer, code, events)

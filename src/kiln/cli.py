@@ -199,10 +199,13 @@ def _bake(
     from kiln import bootstrap, progress
     from kiln.artifacts import fetch
     from kiln.elf_wheels import check_wheels
+    from kiln.engine import Engine
     from kiln.store import Store
 
     store = Store.of(project)
     if made.missing or inputs:
+        if made.missing:
+            baking.check_room(made, store, Engine())
         # What is locked at its first fetch changes digests: fetch, then plan again.
         read_again = [artifact for stage in made.chained for _, artifact in stage.artifacts] if inputs else []
         fetch(dict.fromkeys([*made.artifacts, *read_again]), store)

@@ -55,7 +55,7 @@ class Reporter(Protocol):
         """A stage is done."""
 
     def failed(self, job: Job, words: str) -> None:
-        """A stage failed; ``words`` tell why."""
+        """A stage failed; ``words`` tell why, the first line in short: the rest of it a person reads in the error."""
 
     def end(self) -> None:
         """The last call, after success, failure or a signal."""
@@ -171,7 +171,7 @@ class PlainReporter:
         )
 
     def failed(self, job: Job, words: str) -> None:
-        self._line(f"{job.title}: failed: {words}")
+        self._line(f"{job.title}: failed: {words.splitlines()[0]}")
 
     def end(self) -> None:
         return
@@ -234,6 +234,7 @@ class LiveReporter:
 
         self.schedule = Schedule()
         self._tasks: dict[str, str] = {}
+        self._logs: dict[str, Path] = {}
         self._lock = threading.Lock()
         self._console = Console(file=stream)
         self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True)
@@ -274,6 +275,7 @@ class LiveReporter:
     def started(self, job: Job, log: Path) -> None:
         with self._lock:
             self.schedule.start(job)
+            self._logs[job.digest] = log
 
     def task(self, job: Job, task: str) -> None:
         with self._lock:
@@ -287,7 +289,7 @@ class LiveReporter:
     def failed(self, job: Job, words: str) -> None:
         with self._lock:
             self.schedule.running.pop(job.digest, None)
-        self._print(f"{job.title}  failed: {words}", "red")
+        self._print(f"{job.title}  failed: {words.splitlines()[0]}, log {self._logs[job.digest]}", "red")
 
     def end(self) -> None:
         self._live.stop()
