@@ -69,7 +69,7 @@ def test_there_are_at_least_a_hundred_mutations() -> None:
 def test_a_mutation_repeats_no_value_of_the_tables() -> None:
     text = (CHECKS / "mutations.yml").read_text(encoding="utf-8")
     node = MATRIX.node
-    values = [node.user["home"], node.user["password"], node.paths["mkl"], node.paths["manifest"]]
+    values = [node.user.home, node.user.password, node.paths.mkl, node.paths.manifest]
     assert [value for value in values if value in text] == []
     assert not re.search(r"\bubuntu\b", text)
 

@@ -10,12 +10,12 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
-from kiln.artifact import Artifact
-from kiln.components import PythonVersion, Strict
+from kiln.artifact import Artifact, is_sha256
+from kiln.components import PythonVersion, Strict, Text, Texts
 from kiln.errors import KilnError
 from kiln.pins import SDIST_ENDINGS, Pin, read_pins
 from kiln.project import Project
-from kiln.tables import read_table
+from kiln.tables import Table, read_table
 
 if TYPE_CHECKING:
     from kiln.index import Index
@@ -32,10 +32,10 @@ PLATFORMS = ("manylinux1_x86_64", "linux_x86_64")
 class LockRow(Strict, frozen=True):
     """One locked file and the Python series that install it."""
 
-    file: str
-    project: str
+    file: Text
+    project: Text
     sha256: str
-    pythons: list[str]
+    pythons: Texts
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,12 @@ def read_lock(project: Project) -> dict[str, tuple[Artifact, ...]]:
             raise KilnError(f"unknown key {key}", where=table.where(key), fix="run kiln artifacts lock")
     if not table.data.get("groups"):
         return {}
-    return {
-        group: _group(rows, group, table.where("groups", group))
-        for group, rows in table.entries(list[LockRow], "groups").items()
-    }
+    return {group: _group(rows, group, table) for group, rows in table.entries(list[LockRow], "groups").items()}
 
 
-def _group(rows: list[LockRow], group: str, where: str) -> tuple[Artifact, ...]:
+def _group(rows: list[LockRow], group: str, table: Table) -> tuple[Artifact, ...]:
+    if not rows:
+        raise KilnError(f"group {group} is empty", where=table.where("groups", group), fix="run kiln artifacts lock")
     artifacts = tuple(
         Artifact(
             file=row.file,
@@ -146,9 +145,18 @@ def _group(rows: list[LockRow], group: str, where: str) -> tuple[Artifact, ...]:
         )
         for row in rows
     )
-    for artifact in artifacts:
+    for index, artifact in enumerate(artifacts):
+        where = table.where("groups", group, index)
+        if not is_sha256(artifact.sha256 or ""):
+            raise KilnError(
+                f"artifact {artifact.file} has sha256 {artifact.sha256!r}, not 64 lower-case hex digits",
+                where=where,
+                fix="run kiln artifacts lock",
+            )
         try:
             version_of(artifact)
+            if "/" in artifact.file:
+                raise ValueError(artifact.file)
         except ValueError:
             raise KilnError(
                 f"{artifact.file} is no wheel or source archive of {artifact.path}",
