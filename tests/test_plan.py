@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kiln import plan as plan_module
-from kiln import tools
-from kiln.bootstrap import lock_name
+from kiln import stages, tools
+from kiln.bootstrap import Base, lock_name
 from kiln.matrix import Matrix
 from kiln.plan import Plan, Planner, explain
 from kiln.planview import as_data, as_text, duration
@@ -108,6 +108,34 @@ CHANGES: list[tuple[str, Callable[[Path], None], str, set[str]]] = [
         "seal",
         CPU,
     ),
+    (
+        "the Pythons that install a locked file",
+        edit(
+            "images/locks/wheels.yml",
+            'Keras-Applications,\n       pythons: ["2.7", ',
+            "Keras-Applications,\n       pythons: [",
+        ),
+        "keras",
+        {image for image in EVERY if image.startswith("1.2/")},
+    ),
+    (
+        "the host that a product answers for",
+        edit("images/stages.yml", "serve: {developer.download.nvidia.com:", "serve: {download.nvidia.com:"),
+        "cuda",
+        GPU,
+    ),
+    (
+        "the Python that Ansible's modules run on",
+        edit("images/channels/registry.yml", "interpreter: /usr/bin/python3", "interpreter: /usr/bin/python3.11"),
+        "bootstrap",
+        EVERY,
+    ),
+    (
+        "the archive's components",
+        edit("images/channels/registry.yml", "components: [main]", "components: [main, contrib]"),
+        "bootstrap",
+        EVERY,
+    ),
     ("a role that is included", append("roles/nvidia_apt/tasks/install.yml"), "cuda", GPU),
     ("Ansible's configuration", append("ansible.cfg"), "base", EVERY),
     ("the Packer template", append("templates/packer/stage.pkr.hcl.j2"), "base", EVERY),
@@ -145,9 +173,39 @@ def test_another_tool_version_turns_every_baked_stage_stale(project: Project, mo
     assert stale == {key for key in before if key[1] != "bootstrap"}
 
 
+@pytest.mark.parametrize("name", [*plan_module.ROOT_CODE, *plan_module.STAGE_CODE])
+def test_other_code_of_kiln_turns_what_it_makes_stale(
+    project: Project, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = digests(project)
+    code = Path(plan_module.__file__).parent / name
+    monkeypatch.setattr(plan_module, "file_digest", lambda path: "0" if path == code else stages.file_digest(path))
+    after = digests(project)
+    stale = {key for key in before if before[key] != after[key]}
+    assert stale == {key for key in before if name in plan_module.ROOT_CODE or key[1] != "bootstrap"}
+
+
+def test_another_mmdebstrap_turns_everything_stale(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digests(project)
+    monkeypatch.setattr(plan_module, "mmdebstrap_version", lambda store: "9.9.9")
+    assert not set(before.items()) & set(digests(project).items())
+
+
+def test_the_tools_are_those_that_a_stage_is_made_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    assert set(tools.tool_versions(store)) == {"ansible", "ansible-core", "mitogen", "packer"}
+    said = tools.mmdebstrap_version(store)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("asked twice"))
+    assert tools.mmdebstrap_version(store) == said
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tools.mmdebstrap_version(store) == "none"
+
+
 def test_another_apt_index_turns_everything_stale(project: Project) -> None:
+    root = make_plan(project).stages[0]
+
     def change(_: Path) -> None:
-        Store.of(project).set_machine_lock(lock_name("bookworm"), "0" * 64)
+        Store.of(project).set_machine_lock(lock_name(Base.of(root.variables)), "0" * 64)
 
     assert changed(project, change) == set(digests(project))
 

@@ -166,9 +166,17 @@ def plan(find: Callable[[], Project], releases: Any, images: Any, channel: str, 
 @click.option("--jobs", type=click.IntRange(1, 64), default=os.cpu_count() or 1, show_default="cores")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as JSON lines.")
 @click.option("--inputs", is_flag=True, help="Also get what the images' roles read, to run them again.")
+@click.option("--refresh", is_flag=True, help="First lock the packages that the mirrors hold now: all is baked anew.")
 @click.pass_obj
 def bake(
-    find: Callable[[], Project], releases: Any, images: Any, channel: str, jobs: int, as_json: bool, inputs: bool
+    find: Callable[[], Project],
+    releases: Any,
+    images: Any,
+    channel: str,
+    jobs: int,
+    as_json: bool,
+    inputs: bool,
+    refresh: bool,
 ) -> None:
     """Build what the plan says is missing."""
     from kiln.engine import stage_tags
@@ -176,8 +184,10 @@ def bake(
     project = find()
     made = make_plan(project, releases, images, channel, inputs=inputs)
     tags = stage_tags()
-    if made.missing or inputs or any(stage.tag not in tags[stage.digest] for stage in made.finals):
-        made = _bake(project, made, releases, images, channel, jobs=jobs, as_json=as_json, inputs=inputs)
+    if made.missing or inputs or refresh or any(stage.tag not in tags[stage.digest] for stage in made.finals):
+        made = _bake(
+            project, made, releases, images, channel, jobs=jobs, as_json=as_json, inputs=inputs, refresh=refresh
+        )
     if not as_json:
         click.echo("\n".join(f"{stage.tag}  {stage.digest[:12]}" for stage in made.finals))
 
@@ -192,6 +202,7 @@ def _bake(
     jobs: int,
     as_json: bool,
     inputs: bool = False,
+    refresh: bool = False,
 ) -> Plan:
     """Fetches and builds what ``made`` lacks; returns the plan that was baked."""
     from kiln import bake as baking
@@ -201,14 +212,15 @@ def _bake(
     from kiln.store import Store
 
     store = Store.of(project)
-    if made.missing or inputs:
+    if made.missing or inputs or refresh:
         # What is locked at its first fetch changes digests: fetch, then plan again.
         read_again = [artifact for stage in made.chained for _, artifact in stage.artifacts] if inputs else []
-        fetch(dict.fromkeys([*made.artifacts, *read_again]), store)
         root = made.stages[0]
+        fetch(dict.fromkeys([*made.artifacts, *read_again, *(artifact for _, artifact in root.artifacts)]), store)
         base = bootstrap.Base.of(root.variables)
         tarball = store.lookup(root.artifacts[0][1]) if base.kind == "tarball" else None
-        bootstrap.lock_index(store, base, tarball=tarball)
+        lock = bootstrap.refresh_index if refresh else bootstrap.lock_index
+        lock(store, base, tarball=tarball)
         made = make_plan(project, releases, images, channel, inputs=inputs)
         matrix, wanted = _wanted(project, store, releases, images, channel)
         for release, image in wanted:

@@ -510,7 +510,11 @@ class Matrix:
                         where=where,
                         fix="put it in the group of its own version",
                     )
-                fits |= {series for series, able in supported.items() if offered & able}
+                fits |= {
+                    series
+                    for series, able in supported.items()
+                    if offered & able and series in (artifact.pythons or supported)
+                }
         if part.name in _WHEEL_COMPONENTS:
             for python in pythons:
                 if python.series not in fits:

@@ -1,8 +1,8 @@
 """From tables to stages: what an image is made of, what of it is there already, and why the rest is not.
 
 A stage's digest is the sha256 over everything that can change its result: its parent's digest, its playbook and every
-file of the roles it runs, the variables they get, its artifacts and products by digest, the Packer template, and the
-versions of the tools. Same digest, same stage: nothing else decides what is built.
+file of the roles it runs, the variables they get, its artifacts and products by digest, the Packer template, kiln's own
+code that makes a stage, and the versions of the tools. Same digest, same stage: nothing else decides what is built.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ from typing import Any, Literal
 
 from kiln import records
 from kiln.artifact import Artifact
-from kiln.bootstrap import lock_name
+from kiln.bootstrap import INDEX_INPUT, Base, lock_name
 from kiln.errors import KilnError
 from kiln.matrix import ImageSpec, Matrix
 from kiln.project import Project
 from kiln.stages import Kind, StageRow, StageTable, file_digest, playbook_files
 from kiln.store import Store
 from kiln.templating import render
-from kiln.tools import tool_versions
+from kiln.tools import mmdebstrap_version, tool_versions
+from kiln.wheels import requirement_files
 
 REPOSITORY = "deeplearning"
 """Repository of the finished images: ``deeplearning:RELEASE-IMAGE``."""
+
+ROOT_CODE = ("bootstrap.py", "host_python.py", "recipe.py")
+STAGE_CODE = ("ansible/connection.py", "packer.py", "recipe.py", "supplies.py")
+"""kiln's own files that decide what is in a bootstrap stage, and in every other."""
 
 State = Literal["cached", "missing", "unneeded"]
 
@@ -147,9 +152,7 @@ class Planner:
         self.templates = {
             project.relative(path): file_digest(path) for path in sorted((project.templates / "packer").glob("*"))
         }
-        self.code = {
-            f"kiln/{name}": file_digest(Path(__file__).with_name(name)) for name in ("bootstrap.py", "host_python.py")
-        }
+        self.root_code, self.stage_code = _code(ROOT_CODE), _code(STAGE_CODE)
         self._files: dict[str, dict[str, str]] = {}
         self._stages: dict[str, Stage] = {}
 
@@ -301,10 +304,18 @@ class Planner:
         inputs["interpreter"] = spec.channel.base.interpreter
         if parent:
             inputs[f"parent {parent.name}"] = parent.digest
+        inputs |= {
+            f"artifact {name}": hashlib.sha256(text.encode()).hexdigest()
+            for name, text in requirement_files(
+                (folder, replace(artifact, sha256=self._identity(artifact))) for folder, artifact in artifacts
+            ).items()
+        }
         if row.kind == "bootstrap":
-            inputs |= self.code
-            inputs["apt index"] = self.store.machine_lock(lock_name(spec.channel.base.suite)) or "not fetched yet"
+            inputs |= self.root_code
+            inputs["tool mmdebstrap"] = mmdebstrap_version(self.store)
+            inputs[INDEX_INPUT] = self.store.machine_lock(lock_name(Base.of(variables))) or "not fetched yet"
         else:
+            inputs |= self.stage_code
             inputs |= {f"tool {name}": version for name, version in self.tools.items()}
         return inputs
 
@@ -359,6 +370,10 @@ class Planner:
         if last is None:
             return ("never built on this machine",)
         return tuple(explain(last.inputs, stage.inputs))
+
+
+def _code(names: Iterable[str]) -> dict[str, str]:
+    return {f"kiln/{name}": file_digest(Path(__file__).parent / name) for name in names}
 
 
 _PLACE = re.compile(r"/run/kiln/(artifacts|products)/([^/]+)(?:/(.+))?")

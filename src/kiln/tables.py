@@ -58,7 +58,8 @@ class Table:
             words = _plain(said)
             raise KilnError(
                 f"{path[-1]} {words}" if path and words == _EMPTY else words,
-                where=self.where(*path), fix="correct the table: images/README.md describes its keys"
+                where=self.where(*path),
+                fix="correct the table: images/README.md describes its keys",
             ) from None
 
     def entries(self, kind: type[T], *keys: str | int) -> dict[str, T]:

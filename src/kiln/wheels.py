@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from packaging.tags import Tag, compatible_tags, cpython_tags
@@ -47,6 +48,7 @@ class Wanted:
     pin: Pin
 
 
+@lru_cache(maxsize=32)
 def tags(python: PythonVersion) -> frozenset[Tag]:
     """Every wheel tag that the interpreter loads (PEP 425)."""
     major, minor = (int(part) for part in python.series.split("."))
@@ -180,12 +182,24 @@ def _project(artifact: Artifact) -> str:
 
 def requirements(artifacts: list[Artifact], series: str) -> str:
     """pip's requirements, with hashes, for what Python ``series`` installs of ``artifacts``."""
-    lines = [
-        f"{_project(artifact)}=={version_of(artifact)} --hash=sha256:{artifact.sha256}"
-        for artifact in artifacts
-        if series in artifact.pythons
-    ]
-    return "".join(f"{line}\n" for line in sorted(lines))
+    return "".join(sorted(_requirement(artifact) for artifact in artifacts if series in artifact.pythons))
+
+
+@lru_cache(maxsize=1024)
+def _requirement(artifact: Artifact) -> str:
+    return f"{_project(artifact)}=={version_of(artifact)} --hash=sha256:{artifact.sha256}\n"
+
+
+def requirement_files(artifacts: Iterable[tuple[str, Artifact]]) -> dict[str, str]:
+    """Path GROUP/requirements-pythonX.Y.txt to its text, for the Python packages among (group, artifact)."""
+    groups: dict[str, list[Artifact]] = {}
+    for name, artifact in artifacts:
+        groups.setdefault(name, []).append(artifact)
+    return {
+        f"{name}/requirements-python{series}.txt": requirements(group, series)
+        for name, group in groups.items()
+        for series in sorted({series for artifact in group for series in artifact.pythons})
+    }
 
 
 def check_lock(project: Project, facts: Facts) -> list[str]:
