@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +16,11 @@ from kiln import plan as plan_module
 from kiln import stages, tools
 from kiln.bootstrap import Base, lock_name
 from kiln.matrix import Matrix
-from kiln.plan import Plan, Planner, explain
+from kiln.plan import Plan, Planner, Stage, explain
 from kiln.planview import as_data, as_text, duration
 from kiln.project import Project
 from kiln.records import write_record
+from kiln.stages import StageRow
 from kiln.store import Store
 
 ALL = [(release, image) for release in ("1.1", "1.2") for image in ("cuda91", "cuda80", "cpu")]
@@ -301,6 +305,49 @@ def test_expected_time_is_unknown_while_a_stage_never_ran(project: Project) -> N
     assert plan.expected_s is None
     timed = Plan(tuple(replace(stage, expected_s=30.0) for stage in plan.stages))
     assert timed.expected_s == pytest.approx(30.0 * len(plan.missing))
+
+
+CALLS = """
+import cProfile, pstats, sys
+from pathlib import Path
+from kiln.matrix import Matrix
+from kiln.plan import Planner
+from kiln.project import Project
+from kiln.store import Store
+
+project = Project(*map(Path, sys.argv[1:]))
+
+def plan():
+    matrix = Matrix(project, "registry", lambda version: True)
+    release = matrix.releases()[-1]
+    wanted = [(release, image) for image in matrix.images(release)]
+    Planner(project, Store.of(project), matrix).plan(wanted, frozenset())
+
+profile = cProfile.Profile()
+profile.runcall(plan)
+print(pstats.Stats(profile).total_calls)
+"""
+
+
+def test_a_plan_stays_cheap(project: Project) -> None:
+    """0.5 s is the limit for a plan; calls of functions do not depend on what else the machine does."""
+    make_plan(project, [("1.2", "cpu")])  # asks the tools for their versions
+    command = [sys.executable, "-c", CALLS, str(project.root), str(project.store)]
+    calls = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert calls < 350_000, "benchmarks/bake.py tells the time"
+
+
+def test_no_stage_of_an_image_is_made_twice(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, str]] = []
+    real = Planner._make
+
+    def make(planner: Planner, row: StageRow, image: Any, where: str) -> Stage:
+        made.append((image.name, row.name))
+        return real(planner, row, image, where)
+
+    monkeypatch.setattr(Planner, "_make", make)
+    make_plan(project)
+    assert len(made) == len(set(made))
 
 
 @pytest.mark.parametrize(

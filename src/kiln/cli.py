@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -77,7 +76,7 @@ class Main(Commands):
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("kiln"), prog_name="kiln")
+@click.version_option(package_name="kiln", prog_name="kiln")
 @click.option("--root", type=click.Path(path_type=Path), help="The checkout to work on (default: the one around you).")
 @click.option("--store", type=click.Path(path_type=Path), help="Where downloads and products are kept.")
 @click.pass_context
