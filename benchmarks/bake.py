@@ -70,7 +70,7 @@ def copy(nonce: str = "") -> Iterator[tuple[list[str], Path]]:
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, checkout / name)
     # Hard links: a download is never written to.
     subprocess.run(["cp", "-al", PROJECT.store / "blobs", store / "blobs"], check=True)
-    for name in ("apt", "locks.json", "packer-version.json", "archives"):
+    for name in ("apt", "locks.json", "packer-version.json", "mmdebstrap-version.json", "archives"):
         if (PROJECT.store / name).exists():
             subprocess.run(["cp", "-a", PROJECT.store / name, store / name], check=True)
     if nonce:

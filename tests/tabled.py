@@ -11,11 +11,10 @@ MATRIX = Matrix(find_project(Path(__file__).resolve().parent.parent), "registry"
 SPEC = MATRIX.resolve(MATRIX.releases()[-1], "cpu")
 NODE = SPEC.node
 
-USER, HOME, PASSWORD = (NODE.user[key] for key in ("name", "home", "password"))
-DATA, SAMPLES, MNIST, GPU_MONITOR, CPU_FLOOR = (
-    NODE.paths[key] for key in ("data", "samples", "mnist", "gpu_monitor", "cpu_floor")
-)
-WORKSPACES, PYTHON_PATH = NODE.workspaces["path"], NODE.python["path"]
+USER, HOME, PASSWORD = NODE.user.name, NODE.user.home, NODE.user.password
+DATA, SAMPLES, MNIST = NODE.paths.data, NODE.paths.samples, NODE.paths.mnist
+GPU_MONITOR, CPU_FLOOR = NODE.paths.gpu_monitor, NODE.paths.cpu_floor
+WORKSPACES, PYTHON_PATH = NODE.workspaces.path, NODE.python.path
 VENV3 = list(SPEC.names()["workspaces"].values())[-1]
 PYTHON2, PYTHON3 = SPEC.row.python
 

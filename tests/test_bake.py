@@ -14,25 +14,28 @@ import urllib.request
 import uuid
 from collections import namedtuple
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from bake_project import CHECKOUT, Row, make_plan, remove_images, seed_store, write_project
 from file_server import closed_port
-from kiln import bootstrap
+from kiln import bootstrap, recipe
 from kiln.ansible.connection import connection
-from kiln.bake import StageError, bake
+from kiln.bake import StageError, bake, way_out
 from kiln.bootstrap import Base, carried_settings, sources_list
 from kiln.cli import main
 from kiln.engine import Engine, cached_stages, stage_tags, unreachable
 from kiln.errors import KilnError
-from kiln.plan import Stage
+from kiln.plan import Plan, Stage
 from kiln.progress import JsonReporter
 from kiln.project import Project
 from kiln.standin import serving
 from kiln.store import Store
+from kiln.supplies import Supplies
 
 HOST = "developer.download.nvidia.com"
 FIRST = """
@@ -367,8 +370,8 @@ def test_locked_index_is_kept_until_it_is_refreshed(tmp_path: Path, monkeypatch:
 
     def refresh(store: Store, base: Base, *, tarball: Path | None = None) -> str:
         fetched.append(base.suite)
-        (bootstrap.index_folder(store, "d" * 64) / "lists").mkdir(parents=True)
-        store.set_machine_lock(bootstrap.lock_name(base.suite), "d" * 64)
+        (bootstrap.index_folder(store, "d" * 64) / "lists").mkdir(parents=True, exist_ok=True)
+        store.set_machine_lock(bootstrap.lock_name(base), "d" * 64)
         return "d" * 64
 
     monkeypatch.setattr(bootstrap, "refresh_index", refresh)
@@ -377,6 +380,88 @@ def test_locked_index_is_kept_until_it_is_refreshed(tmp_path: Path, monkeypatch:
     shutil.rmtree(tmp_path / "apt")
     bootstrap.lock_index(store, BASE)
     assert fetched == ["one", "one"]
+    for other in ({"components": ("main",)}, {"suites": ("one",)}, {"mirrors": {"one": "http://mirror.test"}}):
+        bootstrap.lock_index(store, replace(BASE, **other))
+    assert len(fetched) == 5
+
+
+def test_lists_of_other_components_are_another_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+
+    def update(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        lists = Path(options["env"]["APT_CONFIG"]).parent / "lists"
+        (lists / "mirror.test_dists_one_Release").write_text("the same for every component\n", encoding="utf-8")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    keys = tmp_path / "keys.gpg"
+    keys.touch()
+    monkeypatch.setattr(bootstrap, "KEYRINGS", {"debian": keys})
+    monkeypatch.setattr(
+        bootstrap, "host_mirrors", lambda: {"one": "http://mirror.test", "one-security": "http://s.test"}
+    )
+    monkeypatch.setattr(bootstrap, "carried_settings", list)
+    monkeypatch.setattr("subprocess.run", update)
+    first = bootstrap.lock_index(store, BASE)
+    second = bootstrap.refresh_index(store, replace(BASE, components=("main",)))
+    assert first != second
+    assert bootstrap.lock_index(store, BASE) == first
+    text = (bootstrap.index_folder(store, second) / "sources.list").read_text(encoding="utf-8")
+    assert "contrib" not in text
+
+
+def test_a_base_that_is_none_is_refused() -> None:
+    for variables in ({}, {"kind": "mmdebstrap", "distribution": "debian-12", "suite": None}):
+        with pytest.raises(KilnError, match=r"images/stages\.yml: the variables of the bootstrap stage are no base"):
+            Base.of(variables)
+
+
+@engine
+def test_a_stage_gets_the_index_that_it_was_planned_with(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    plan = make_plan((), write_project(tmp_path / "project", store.root, ()), store)
+    root = replace(plan.stages[0], inputs={bootstrap.INDEX_INPUT: "a" * 64})
+    store.set_machine_lock(bootstrap.lock_name(Base.of(root.variables)), "b" * 64)
+    supplies = Supplies(Plan((root,)), store)
+    with pytest.raises(KilnError, match="the apt index that was planned with is gone; run it again"):
+        supplies.index(root)
+    index = bootstrap.index_folder(store, "a" * 64)
+    (index / "lists").mkdir(parents=True)
+    assert supplies.index(root) == index
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            "E: Failed to fetch http://mirror.test/pool/a_1.deb  404  Not Found [IP: 10.0.0.1 80]",
+            "run kiln bake --refresh",
+        ),
+        ("E: Failed to fetch http://mirror.test/pool/a_1.deb  503  Busy", "run it again to continue"),
+        ("tar: x: Cannot write: No space left on device", "make room on the disk"),
+    ],
+)
+def test_a_failure_names_its_way_out(words: str, says: str) -> None:
+    assert says in way_out(["E: first", words])
+
+
+def test_the_callers_ansible_and_packer_settings_stay_outside(tmp_path: Path) -> None:
+    caller = {
+        "ANSIBLE_ROLES_PATH": "/elsewhere",
+        "ANSIBLE_COLLECTIONS_PATH": "/elsewhere",
+        "PACKER_CONFIG": "/elsewhere",
+        "PKR_VAR_parent": "other",
+        "PACKER_PLUGIN_PATH": "/plugins",
+        "https_proxy": "http://proxy.test",
+        "PATH": "/bin",
+    }
+    assert recipe.environment(caller, {"KILN_RUN": "a"}, tmp_path) == {
+        "PACKER_PLUGIN_PATH": "/plugins",
+        "https_proxy": "http://proxy.test",
+        "PATH": "/bin",
+        "KILN_RUN": "a",
+        "TMPDIR": str(tmp_path),
+        "LC_ALL": "C.UTF-8",
+    }
 
 
 def test_ansible_events_hide_what_is_not_to_be_logged(tmp_path: Path) -> None:

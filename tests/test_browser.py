@@ -44,7 +44,7 @@ class Node:
     @contextmanager
     def typed(self, *lines: str) -> Iterator[Shell]:
         """A login shell of the user in the newest virtualenv, in which the lines were typed; hung up at the end."""
-        shell = Shell(["docker", "exec", "--interactive", "--tty", self.name, "su", "-", SPEC.node.user["name"]])
+        shell = Shell(["docker", "exec", "--interactive", "--tty", self.name, "su", "-", SPEC.node.user.name])
         try:
             workspace = SPEC.names()["workspaces"][SPEC.pythons[-1].workspace]
             for line in (f"source {workspace}/bin/activate", *lines):
@@ -85,10 +85,10 @@ def shoot(driver: Chrome, name: str) -> None:
 
 @contextmanager
 def tensorboard(node: Node, *before: str) -> Iterator[str]:
-    with node.typed(f"cd {SPEC.node.paths['samples']}/tensorflow", *before) as shell:
+    with node.typed(f"cd {SPEC.node.paths.samples}/tensorflow", *before) as shell:
         shell.begin("tensorboard --logdir=./tflog/")
         assert shell.await_output(re.compile(r"TensorBoard \S+ at http"), PAGE_S), shell.output()
-        yield f"http://{node.ip}:{SPEC.node.ports['tensorboard']}"
+        yield f"http://{node.ip}:{SPEC.node.ports.tensorboard}"
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def jupyter(node: Node, folder: str) -> Iterator[tuple[str, str]]:
         shell.begin("jupyter notebook")
         told = shell.await_output(re.compile(r"token=([0-9a-f]+)"), PAGE_S)
         assert told, shell.output()
-        yield f"http://{node.ip}:{SPEC.node.ports['jupyter']}", told[1]
+        yield f"http://{node.ip}:{SPEC.node.ports.jupyter}", told[1]
 
 
 def test_tensorboard_draws_the_loss_that_the_sample_logged(node: Node, driver: Chrome) -> None:
@@ -125,7 +125,7 @@ def test_tensorboard_without_a_log_draws_nothing(node: Node, driver: Chrome) -> 
 
 
 def test_jupyter_runs_the_notebook_for_who_has_the_token(node: Node, driver: Chrome) -> None:
-    with jupyter(node, f"{SPEC.node.paths['samples']}/keras") as (address, token):
+    with jupyter(node, f"{SPEC.node.paths.samples}/keras") as (address, token):
         assert log_in(driver, address, token[::-1] + "0") == "Invalid credentials"
         assert log_in(driver, address, token) == ""
         shoot(driver, "jupyter-folder")

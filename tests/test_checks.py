@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import testinfra
 
@@ -54,7 +55,8 @@ def leaves(data: Any) -> Iterator[Any]:
 def table_values() -> tuple[set[str], set[int]]:
     """What the tables hold: users, passwords, paths and versions; numbers of users and ports."""
     node = MATRIX.node
-    texts = {value for part in (node.user, node.workspaces, node.python, node.paths) for value in leaves(part)}
+    parts = (node.user, node.workspaces, node.python, node.paths)
+    texts = {value for part in parts for value in leaves(msgspec.to_builtins(part))}
     texts = {value for value in texts if isinstance(value, str)}
     for release in MATRIX.releases():
         for image in MATRIX.images(release):
@@ -66,7 +68,7 @@ def table_values() -> tuple[set[str], set[int]]:
             ]
             texts |= {value for value in versions if value and re.fullmatch(r"\d+(\.\w+)+", value)}
             texts |= {*names["workspaces"].values(), *names["caffe_trees"]}
-    return texts, {*node.ports.values(), node.user["uid"], node.user["gid"]}
+    return texts, {*msgspec.to_builtins(node.ports).values(), node.user.uid, node.user.gid}
 
 
 TEXTS, NUMBERS = table_values()
@@ -134,13 +136,13 @@ def test_a_test_repeats_nothing_that_a_table_holds(path: Path) -> None:
 def test_what_a_test_repeats_is_found() -> None:
     node = MATRIX.node
     for value in (
-        node.user["name"],
-        node.user["home"],
-        node.paths["data"],
+        node.user.name,
+        node.user.home,
+        node.paths.data,
         MATRIX.resolve(RELEASE, "cpu").row.python[0],
     ):
         assert repeated_texts(f"x = f'su {value} -c {{y}}'"), value
-    assert repeated_texts(f'"""{node.user["name"]}"""\nx = f"{{HOME}}/data"') == []
+    assert repeated_texts(f'"""{node.user.name}"""\nx = f"{{HOME}}/data"') == []
     assert len(TESTS) > 40
 
 
@@ -156,10 +158,10 @@ def test_a_scenario_repeats_nothing_that_a_table_holds(path: Path) -> None:
 def test_what_repeats_a_table_is_found() -> None:
     user = MATRIX.node.user
     spec = MATRIX.resolve(RELEASE, "cpu").names()
-    for value in (user["name"], user["home"], spec["components"]["keras"]["installed"], MATRIX.node.paths["mkl"]):
+    for value in (user.name, user.home, spec["components"]["keras"]["installed"], MATRIX.node.paths.mkl):
         assert repeated(f'"""{value}"""\nx = "su {value} -c id"'), value
-    assert repeated(f"x = {user['uid']}")
-    assert repeated(f'"""{user["name"]}"""') == []
+    assert repeated(f"x = {user.uid}")
+    assert repeated(f'"""{user.name}"""') == []
 
 
 def test_every_substitution_has_a_check() -> None:

@@ -121,8 +121,8 @@ def test_the_guides_versions_are_the_tables(original: Original) -> None:
 def test_the_table_repeats_no_value_of_the_tables() -> None:
     text = (PROJECT.images / "guide.yml").read_text(encoding="utf-8")
     node = MATRIX.node
-    values = [node.user["home"], node.user["password"], node.paths["mnist"], node.paths["gpu_monitor"]]
-    values += [str(port) for port in (node.ports["jupyter"], node.ports["tensorboard"])]
+    values = [node.user.home, node.user.password, node.paths.mnist, node.paths.gpu_monitor]
+    values += [str(port) for port in (node.ports.jupyter, node.ports.tensorboard)]
     values += [version for image in IMAGES for version in MATRIX.resolve(RELEASE, image).row.python]
     assert [value for value in values if value in text] == []
 

@@ -72,7 +72,7 @@ def test_there_are_at_least_a_hundred_mutations() -> None:
 def test_a_mutation_repeats_no_value_of_the_tables() -> None:
     text = (CHECKS / "mutations.yml").read_text(encoding="utf-8")
     node = MATRIX.node
-    values = {node.user["home"], node.user["password"], node.paths["mkl"], node.paths["manifest"], node.user["uid"]}
+    values = {node.user.home, node.user.password, node.paths.mkl, node.paths.manifest, node.user.uid}
     platform = yaml.safe_load((PROJECT.images / "appcenter.yml").read_text(encoding="utf-8"))
     values |= {service["cmd"] for service in platform["services"].values()}
     for image in MATRIX.images(RELEASE):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kiln import plan as plan_module
-from kiln import tools
-from kiln.bootstrap import lock_name
+from kiln import stages, tools
+from kiln.bootstrap import Base, lock_name
 from kiln.matrix import Matrix
-from kiln.plan import Plan, Planner, explain
+from kiln.plan import Plan, Planner, Stage, explain
 from kiln.planview import as_data, as_text, duration
 from kiln.project import Project
 from kiln.records import write_record
+from kiln.stages import StageRow
 from kiln.store import Store
 
 ALL = [(release, image) for release in ("1.1", "1.2") for image in ("cuda91", "cuda80", "cpu")]
@@ -108,6 +112,34 @@ CHANGES: list[tuple[str, Callable[[Path], None], str, set[str]]] = [
         "seal",
         CPU,
     ),
+    (
+        "the Pythons that install a locked file",
+        edit(
+            "images/locks/wheels.yml",
+            'Keras-Applications,\n       pythons: ["2.7", ',
+            "Keras-Applications,\n       pythons: [",
+        ),
+        "keras",
+        {image for image in EVERY if image.startswith("1.2/")},
+    ),
+    (
+        "the host that a product answers for",
+        edit("images/stages.yml", "serve: {developer.download.nvidia.com:", "serve: {download.nvidia.com:"),
+        "cuda",
+        GPU,
+    ),
+    (
+        "the Python that Ansible's modules run on",
+        edit("images/channels/registry.yml", "interpreter: /usr/bin/python3", "interpreter: /usr/bin/python3.11"),
+        "bootstrap",
+        EVERY,
+    ),
+    (
+        "the archive's components",
+        edit("images/channels/registry.yml", "components: [main]", "components: [main, contrib]"),
+        "bootstrap",
+        EVERY,
+    ),
     ("a role that is included", append("roles/nvidia_apt/tasks/install.yml"), "cuda", GPU),
     ("Ansible's configuration", append("ansible.cfg"), "base", EVERY),
     ("the Packer template", append("templates/packer/stage.pkr.hcl.j2"), "base", EVERY),
@@ -145,9 +177,39 @@ def test_another_tool_version_turns_every_baked_stage_stale(project: Project, mo
     assert stale == {key for key in before if key[1] != "bootstrap"}
 
 
+@pytest.mark.parametrize("name", [*plan_module.ROOT_CODE, *plan_module.STAGE_CODE])
+def test_other_code_of_kiln_turns_what_it_makes_stale(
+    project: Project, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = digests(project)
+    code = Path(plan_module.__file__).parent / name
+    monkeypatch.setattr(plan_module, "file_digest", lambda path: "0" if path == code else stages.file_digest(path))
+    after = digests(project)
+    stale = {key for key in before if before[key] != after[key]}
+    assert stale == {key for key in before if name in plan_module.ROOT_CODE or key[1] != "bootstrap"}
+
+
+def test_another_mmdebstrap_turns_everything_stale(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digests(project)
+    monkeypatch.setattr(plan_module, "mmdebstrap_version", lambda store: "9.9.9")
+    assert not set(before.items()) & set(digests(project).items())
+
+
+def test_the_tools_are_those_that_a_stage_is_made_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    assert set(tools.tool_versions(store)) == {"ansible", "ansible-core", "mitogen", "packer"}
+    said = tools.mmdebstrap_version(store)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("asked twice"))
+    assert tools.mmdebstrap_version(store) == said
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tools.mmdebstrap_version(store) == "none"
+
+
 def test_another_apt_index_turns_everything_stale(project: Project) -> None:
+    root = make_plan(project).stages[0]
+
     def change(_: Path) -> None:
-        Store.of(project).set_machine_lock(lock_name("bookworm"), "0" * 64)
+        Store.of(project).set_machine_lock(lock_name(Base.of(root.variables)), "0" * 64)
 
     assert changed(project, change) == set(digests(project))
 
@@ -256,6 +318,49 @@ def test_expected_time_is_unknown_while_a_stage_never_ran(project: Project) -> N
     assert plan.expected_s is None
     timed = Plan(tuple(replace(stage, expected_s=30.0) for stage in plan.stages))
     assert timed.expected_s == pytest.approx(30.0 * len(plan.missing))
+
+
+CALLS = """
+import cProfile, pstats, sys
+from pathlib import Path
+from kiln.matrix import Matrix
+from kiln.plan import Planner
+from kiln.project import Project
+from kiln.store import Store
+
+project = Project(*map(Path, sys.argv[1:]))
+
+def plan():
+    matrix = Matrix(project, "registry", lambda version: True)
+    release = matrix.releases()[-1]
+    wanted = [(release, image) for image in matrix.images(release)]
+    Planner(project, Store.of(project), matrix).plan(wanted, frozenset())
+
+profile = cProfile.Profile()
+profile.runcall(plan)
+print(pstats.Stats(profile).total_calls)
+"""
+
+
+def test_a_plan_stays_cheap(project: Project) -> None:
+    """0.5 s is the limit for a plan; calls of functions do not depend on what else the machine does."""
+    make_plan(project, [("1.2", "cpu")])  # asks the tools for their versions
+    command = [sys.executable, "-c", CALLS, str(project.root), str(project.store)]
+    calls = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert calls < 350_000, "benchmarks/bake.py tells the time"
+
+
+def test_no_stage_of_an_image_is_made_twice(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, str]] = []
+    real = Planner._make
+
+    def make(planner: Planner, row: StageRow, image: Any, where: str) -> Stage:
+        made.append((image.name, row.name))
+        return real(planner, row, image, where)
+
+    monkeypatch.setattr(Planner, "_make", make)
+    make_plan(project)
+    assert len(made) == len(set(made))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kiln.bootstrap import index_folder, lock_name
+from kiln.bootstrap import Base, index_folder, lock_name
 from kiln.plan import Plan
 from stage_container import CHECKOUT, STORE, Run, Target, baked_plan, chain, named, started
 from tabled import DATA, HOME
@@ -195,7 +195,7 @@ def test_finished_images_name_their_distributions_archive_and_nvidias_only(plan:
 
 def test_accounts_carry_the_date_of_the_packages_not_todays(plan: Plan) -> None:
     bootstrap = named(plan, "bootstrap")
-    digest = STORE.machine_lock(lock_name(bootstrap.variables["suite"]))
+    digest = STORE.machine_lock(lock_name(Base.of(bootstrap.variables)))
     assert digest is not None
     dates = [
         datetime.strptime(line.partition(": ")[2], "%a, %d %b %Y %H:%M:%S %Z").replace(tzinfo=UTC)

@@ -26,7 +26,8 @@ from kiln.plan import Plan, Planner
 from kiln.project import Project
 from kiln.stages import playbook_files
 from kiln.store import Store
-from kiln.supplies import Supplies, place_requirements
+from kiln.supplies import Supplies
+from kiln.wheels import requirement_files
 from stage_container import STORE, baked_plan, named, started
 
 CHANNEL = Path("images", "channels", "upstream.yml")
@@ -77,7 +78,7 @@ def test_the_bootstrap_stage_knows_its_mirrors(project: Project) -> None:
     assert Base.of(root.variables) == Base.of(msgspec.to_builtins(base))
 
 
-def test_every_workspace_gets_a_line_with_a_hash_for_each_wheel(project: Project, tmp_path: Path) -> None:
+def test_every_workspace_gets_a_line_with_a_hash_for_each_wheel(project: Project) -> None:
     store = Store(project.store, project.images / "locks" / "first-fetch.yml")
     plan = plan_of(project, "upstream")
     for artifact in plan.artifacts:
@@ -88,11 +89,9 @@ def test_every_workspace_gets_a_line_with_a_hash_for_each_wheel(project: Project
         for group in set(DISTRIBUTIONS) & {name for name, _ in stage.artifacts}:
             if stage.kind == "build":
                 continue
-            folder = tmp_path / stage.digest
-            (folder / group).mkdir(parents=True)
-            place_requirements(supplies.locked(stage), folder)
+            files = requirement_files(supplies.locked(stage).artifacts)
             for series in ("2.7", "3.6"):
-                text = (folder / group / f"requirements-python{series}.txt").read_text(encoding="utf-8")
+                text = files[f"{group}/requirements-python{series}.txt"]
                 for line in text.splitlines():
                     assert re.fullmatch(r"[\w.-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}", line)
                 assert DISTRIBUTIONS[group] in text.lower()
@@ -110,7 +109,7 @@ def test_packages_are_installed_into_a_tarball_base(tmp_path: Path) -> None:
     etc.mkdir(parents=True)
     (etc / "sources.list").write_text("deb http://own.test/ubuntu xenial main\n", encoding="utf-8")
     subprocess.run(["tar", "-C", tmp_path, "-rf", tarball, "etc/apt/sources.list"], check=True)
-    digest = STORE.machine_lock(lock_name(base.suite))
+    digest = STORE.machine_lock(lock_name(Base.of(bootstrap.variables)))
     assert digest is not None
 
     def run(command: Sequence[str], extra: Mapping[str, str]) -> int:

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 PROJECT = find_project(Path(__file__).resolve().parent.parent)
 MATRIX = Matrix(PROJECT, "registry")
 RELEASE = MATRIX.releases()[-1]
-USER = MATRIX.node.user["name"]
+USER = MATRIX.node.user.name
 IMAGE = f"deeplearning:{RELEASE}-cpu"
 KILN = str(Path(sys.executable).parent / "kiln")
 
@@ -247,7 +247,7 @@ def test_over_ssh_as_the_user_what_could_not_be_seen_is_told(tmp_path: Path) -> 
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     docker("run", "--detach", "--name", name, IMAGE, "sleep", "infinity")
     try:
-        home = MATRIX.node.user["home"]
+        home = MATRIX.node.user.home
         authorize = (
             f"install -d -m 700 {home}/.ssh && cat > {home}/.ssh/authorized_keys && chown -R {USER}: {home}/.ssh"
         )
@@ -268,7 +268,7 @@ def test_over_ssh_as_the_user_what_could_not_be_seen_is_told(tmp_path: Path) -> 
         assert run.returncode == 0, run.stdout[-3000:] + run.stderr
         assert f"as {RELEASE}/cpu" in run.stdout
         assert "could not be seen without root" in run.stdout
-        docker("exec", name, "chown", "root:root", MATRIX.node.paths["data"])
+        docker("exec", name, "chown", "root:root", MATRIX.node.paths.data)
         broken = kiln(f"ssh://{USER}@{address}:22", "--ssh-config", str(config), "--only", "the_data_folder")
         assert broken.returncode == 1, broken.stdout
     finally:

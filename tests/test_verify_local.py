@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 PROJECT = find_project(Path(__file__).resolve().parent.parent)
 MATRIX = Matrix(PROJECT, "registry")
 RELEASE = MATRIX.releases()[-1]
-USER = MATRIX.node.user["name"]
+USER = MATRIX.node.user.name
 IMAGE = f"deeplearning:{RELEASE}-cpu"
 
 KILN = str(Path(sys.executable).with_name("kiln"))

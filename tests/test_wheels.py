@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from file_server import FileServer, serving
 from kiln.artifact import Artifact
@@ -164,9 +165,7 @@ def test_pins_of_no_interpreter_file_are_one_sentence(project: Project) -> None:
         ("groups: [1]\n", "images/locks/wheels.yml:1: groups must be a mapping"),
         ("groups:\n  tools: 1\n", "images/locks/wheels.yml:2: expected"),
         ("groups:\n  tools:\n    - {file: a}\n", "images/locks/wheels.yml:3: key project is missing"),
-        ("groups:\n  tools:\n    - {file: a-1.exe, project: a, sha256: '0', pythons: []}\n", "a-1.exe is no wheel or"),
-        ("groups:\n  tools:\n    - {file: a-1.whl, project: a, sha256: '0', pythons: []}\n", "a-1.whl is no wheel or"),
-        ("groups:\n  tools:\n    - {file: a-x.zip, project: a, sha256: '0', pythons: []}\n", "a-x.zip is no wheel or"),
+        ("groups:\n  tools: []\n", "images/locks/wheels.yml:2: group tools is empty"),
     ],
 )
 def test_a_lock_that_was_spoiled_by_hand_is_one_sentence(project: Project, text: str, says: str) -> None:
@@ -174,6 +173,29 @@ def test_a_lock_that_was_spoiled_by_hand_is_one_sentence(project: Project, text:
     with pytest.raises(KilnError) as caught:
         read_lock(project)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"file": "a-1.exe"}, "a-1.exe is no wheel or"),
+        ({"file": "a-1.whl"}, "a-1.whl is no wheel or"),
+        ({"file": "a-x.zip"}, "a-x.zip is no wheel or"),
+        ({"file": ""}, "file must not be empty"),
+        ({"file": "a/1.zip"}, "a/1.zip is no wheel or"),
+        ({"pythons": []}, "pythons must not be empty"),
+        ({"sha256": "x"}, "artifact a-1.zip has sha256 'x', not 64 lower-case hex digits"),
+        ({"sha256": ""}, "artifact a-1.zip has sha256 '', not 64 lower-case hex digits"),
+    ],
+)
+def test_a_locked_file_is_read_strictly(project: Project, change: dict[str, object], says: str) -> None:
+    row = {"file": "a-1.zip", "project": "a", "pythons": ["2.7"], "sha256": "0" * 64}
+    write_lock(project, yaml.safe_dump({"groups": {"tools": [row]}}))
+    assert read_lock(project)["tools"][0].file == row["file"]
+    write_lock(project, yaml.safe_dump({"groups": {"tools": [row | change]}}))
+    with pytest.raises(KilnError, match=re.escape(says)) as caught:
+        read_lock(project)
+    assert str(caught.value).startswith("images/locks/wheels.yml:")
 
 
 @pytest.mark.parametrize("text", ["groups:\n", "groups: {}\n", None])

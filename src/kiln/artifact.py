@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 Origin = Literal["index", "debian", "url", "host"]
+
+
+def is_sha256(text: str) -> bool:
+    """Whether ``text`` is a checksum as the tables write it: 64 lower-case hex digits."""
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 @dataclass(frozen=True)

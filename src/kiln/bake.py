@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -28,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from kiln import bootstrap
+from kiln import bootstrap, recipe
 from kiln.ansible.connection import CALLBACKS, connection, mitogen_strategy
 from kiln.ansible.events import Events
 from kiln.engine import DIGEST_LABEL, STAGE_LABEL, STAGES, Engine, stage_tags
@@ -322,14 +323,13 @@ class Bake:
     def _environment(self, temporary: Path) -> dict[str, str]:
         """What a stage's processes get; keys, sockets and other remains go with ``temporary``."""
         temporary.mkdir(parents=True, exist_ok=True)
-        return {**os.environ, RUN_VARIABLE: self.name, "TMPDIR": str(temporary), "LC_ALL": "C.UTF-8"}
+        return recipe.environment(os.environ, {RUN_VARIABLE: self.name}, temporary)
 
     def _changes(self, stage: Stage) -> list[str]:
         labels = {STAGE_LABEL: stage.name, DIGEST_LABEL: stage.digest, **stage.labels}
         if stage.tag:
             labels["org.deeplearning.revision"] = self.project.revision
-        quoted = {name: json.dumps(value).replace("$", r"\$") for name, value in labels.items()}
-        return [*(f'LABEL "{name}"={value}' for name, value in quoted.items()), 'CMD ["/bin/bash"]']
+        return recipe.changes(labels)
 
     # The bootstrap stage
 
@@ -466,14 +466,23 @@ class Bake:
         raise self._failed(work, f"Packer ended with code {code}", words[-3:] or _last_lines(work.log))
 
     def _failed(self, work: Work, what: str, words: Sequence[str]) -> StageError:
-        full = any("No space left on device" in line for line in words)
         # A file is named where a person edits it.
         lines = [line.replace(str(self._snapshot), str(self.project.root)) for line in words]
         text = "".join(f"\n    {line}" for line in lines)
         return StageError(
             f"stage {work.stage.name}: {what}{text}\n  log: {work.log}",
-            fix="make room on the disk, then run it again" if full else "run it again to continue at this stage",
+            fix=way_out(words),
         )
+
+
+def way_out(words: Sequence[str]) -> str:
+    """What helps against a stage's failure, by the ``words`` that it ended with."""
+    text = "\n".join(words)
+    if "No space left on device" in text:
+        return "make room on the disk, then run it again"
+    if re.search(r"Failed to fetch \S+\s+404 ", text):
+        return "the mirror no longer has what this machine's apt index names: run kiln bake --refresh"
+    return "run it again to continue at this stage"
 
 
 def _last_lines(log: Path) -> list[str]:

@@ -6,6 +6,7 @@ Mirrors, proxies and certificates are the host's own: nothing here names one.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -13,9 +14,11 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from kiln.errors import KilnError
 from kiln.store import Store
@@ -39,24 +42,29 @@ class Base:
     """``mmdebstrap`` or ``tarball``."""
     distribution: str
     suite: str
-    suites: tuple[str, ...]
-    components: tuple[str, ...]
-    include: tuple[str, ...]
-    mirrors: Mapping[str, str]
+    suites: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    mirrors: Mapping[str, str] = field(default_factory=dict)
     """Suite to URL, where the channel names one; other suites come from the host's mirrors."""
 
     @classmethod
     def of(cls, variables: Mapping[str, Any]) -> Base:
         """The base that a bootstrap stage's variables describe."""
-        return cls(
-            kind=variables["kind"],
-            distribution=variables["distribution"],
-            suite=variables["suite"],
-            suites=tuple(variables.get("suites") or [variables["suite"]]),
-            components=tuple(variables.get("components") or ["main"]),
-            include=tuple(variables.get("include") or []),
-            mirrors=variables.get("mirrors") or {},
-        )
+        try:
+            base = msgspec.convert(dict(variables), cls)
+        except msgspec.ValidationError as error:
+            raise KilnError(
+                f"the variables of the bootstrap stage are no base ({error})",
+                where="images/stages.yml",
+                fix="give it the values of the channel's base",
+            ) from None
+        return replace(base, suites=base.suites or (base.suite,), components=base.components or ("main",))
+
+    @property
+    def archive(self) -> str:
+        """What of an archive its index covers, as JSON."""
+        return json.dumps([self.suites, self.components, dict(self.mirrors)], sort_keys=True)
 
     @property
     def keyring(self) -> Path | None:
@@ -64,9 +72,13 @@ class Base:
         return KEYRINGS.get(self.distribution.partition("-")[0])
 
 
-def lock_name(suite: str) -> str:
-    """Name of the machine lock that holds the apt index of ``suite``."""
-    return f"apt-index-{suite}"
+INDEX_INPUT = "apt index"
+"""Name of the index among a bootstrap stage's inputs."""
+
+
+def lock_name(base: Base) -> str:
+    """Name of the machine lock that holds the apt index of ``base``: other suites or components are another index."""
+    return f"apt-index-{base.suite}-{hashlib.sha256(base.archive.encode()).hexdigest()[:12]}"
 
 
 def index_folder(store: Store, digest: str) -> Path:
@@ -80,7 +92,7 @@ def lock_index(store: Store, base: Base, *, tarball: Path | None = None) -> str:
     ``tarball`` is a tarball base's archive: it holds the keys of its distribution.
     Raises KilnError when the host names no mirror for a suite, or a mirror does not answer.
     """
-    locked = store.machine_lock(lock_name(base.suite))
+    locked = store.machine_lock(lock_name(base))
     if locked and (index_folder(store, locked) / "lists").is_dir():
         return locked
     return refresh_index(store, base, tarball=tarball)
@@ -133,19 +145,19 @@ def refresh_index(store: Store, base: Base, *, tarball: Path | None = None) -> s
         shutil.rmtree(work / "state")
         config.unlink()
         (work / "lists" / "lock").unlink(missing_ok=True)
-        digest = _index_digest(work / "lists")
+        digest = _index_digest(work / "lists", base)
         final = index_folder(store, digest)
         if not final.exists():
             work.rename(final)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    store.set_machine_lock(lock_name(base.suite), digest)
+    store.set_machine_lock(lock_name(base), digest)
     return digest
 
 
-def _index_digest(lists: Path) -> str:
-    """sha256 over the signed release files: they name every package list by checksum."""
-    total = hashlib.sha256()
+def _index_digest(lists: Path, base: Base) -> str:
+    """sha256 over the signed release files, which name every package list by checksum, and which lists were taken."""
+    total = hashlib.sha256(base.archive.encode())
     for path in sorted(lists.glob("*Release")):
         total.update(path.name.rpartition("_dists_")[2].encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()

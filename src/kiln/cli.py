@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -78,7 +77,7 @@ class Main(Commands):
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("kiln"), prog_name="kiln")
+@click.version_option(package_name="kiln", prog_name="kiln")
 @click.option("--root", type=click.Path(path_type=Path), help="The checkout to work on (default: the one around you).")
 @click.option("--store", type=click.Path(path_type=Path), help="Where downloads and products are kept.")
 @click.pass_context
@@ -167,9 +166,17 @@ def plan(find: Callable[[], Project], releases: Any, images: Any, channel: str, 
 @click.option("--jobs", type=click.IntRange(1, 64), default=os.cpu_count() or 1, show_default="cores")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as JSON lines.")
 @click.option("--inputs", is_flag=True, help="Also get what the images' roles read, to run them again.")
+@click.option("--refresh", is_flag=True, help="First lock the packages that the mirrors hold now: all is baked anew.")
 @click.pass_obj
 def bake(
-    find: Callable[[], Project], releases: Any, images: Any, channel: str, jobs: int, as_json: bool, inputs: bool
+    find: Callable[[], Project],
+    releases: Any,
+    images: Any,
+    channel: str,
+    jobs: int,
+    as_json: bool,
+    inputs: bool,
+    refresh: bool,
 ) -> None:
     """Build what the plan says is missing."""
     from kiln.engine import stage_tags
@@ -177,8 +184,10 @@ def bake(
     project = find()
     made = make_plan(project, releases, images, channel, inputs=inputs)
     tags = stage_tags()
-    if made.missing or inputs or any(stage.tag not in tags[stage.digest] for stage in made.finals):
-        made = _bake(project, made, releases, images, channel, jobs=jobs, as_json=as_json, inputs=inputs)
+    if made.missing or inputs or refresh or any(stage.tag not in tags[stage.digest] for stage in made.finals):
+        made = _bake(
+            project, made, releases, images, channel, jobs=jobs, as_json=as_json, inputs=inputs, refresh=refresh
+        )
     if not as_json:
         click.echo("\n".join(f"{stage.tag}  {stage.digest[:12]}" for stage in made.finals))
 
@@ -193,6 +202,7 @@ def _bake(
     jobs: int,
     as_json: bool,
     inputs: bool = False,
+    refresh: bool = False,
 ) -> Plan:
     """Fetches and builds what ``made`` lacks; returns the plan that was baked."""
     from kiln import bake as baking
@@ -203,16 +213,17 @@ def _bake(
     from kiln.store import Store
 
     store = Store.of(project)
-    if made.missing or inputs:
+    if made.missing or inputs or refresh:
         if made.missing:
             baking.check_room(made, store, Engine())
         # What is locked at its first fetch changes digests: fetch, then plan again.
         read_again = [artifact for stage in made.chained for _, artifact in stage.artifacts] if inputs else []
-        fetch(dict.fromkeys([*made.artifacts, *read_again]), store)
         root = made.stages[0]
+        fetch(dict.fromkeys([*made.artifacts, *read_again, *(artifact for _, artifact in root.artifacts)]), store)
         base = bootstrap.Base.of(root.variables)
         tarball = store.lookup(root.artifacts[0][1]) if base.kind == "tarball" else None
-        bootstrap.lock_index(store, base, tarball=tarball)
+        lock = bootstrap.refresh_index if refresh else bootstrap.lock_index
+        lock(store, base, tarball=tarball)
         made = make_plan(project, releases, images, channel, inputs=inputs)
         matrix, wanted = _wanted(project, store, releases, images, channel)
         for release, image in wanted:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 Device = Literal["gpu", "cpu"]
+
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+"""A string of a table; where nothing is meant, the key is left out."""
+
+Texts = Annotated[list[Text], msgspec.Meta(min_length=1)]
+"""A list of a table that leads nowhere when it is empty."""
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -14,52 +20,52 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PythonVersion(Strict, frozen=True):
-    series: str
-    abi: str
-    workspace: str
-    source: str
+    series: Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]+$")]
+    abi: Text
+    workspace: Text
+    source: Text
 
 
 class TensorflowVersion(Strict, frozen=True):
-    tensorboard: str
-    cpu_flags: list[str]
-    source: str
+    tensorboard: Text
+    cpu_flags: list[Text]
+    source: Text
 
 
 class PytorchVersion(Strict, frozen=True):
-    torchvision: str
+    torchvision: Text
     on_index: bool
     """Whether the Python index has wheels of it."""
-    source: str
+    source: Text
 
 
 class KerasVersion(Strict, frozen=True):
-    source: str
-    applications: str | None = None
-    preprocessing: str | None = None
+    source: Text
+    applications: Text | None = None
+    preprocessing: Text | None = None
 
 
 class CaffeVersion(Strict, frozen=True):
-    code: str
+    code: Text
     """Version of the source code."""
-    devices: list[Device]
+    devices: Annotated[list[Device], msgspec.Meta(min_length=1)]
     blas: Literal["open", "mkl"]
-    source: str
+    source: Text
 
 
 class MklVersion(Strict, frozen=True):
-    openmp: str
-    include: str
-    source: str
+    openmp: Text
+    include: Text
+    source: Text
 
 
 class QsctlVersion(Strict, frozen=True):
-    python: str
-    source: str
+    python: Text
+    source: Text
 
 
 class AgentVersion(Strict, frozen=True):
-    source: str
+    source: Text
 
 
 class DigitsVersion(Strict, frozen=True):
@@ -69,37 +75,37 @@ class DigitsVersion(Strict, frozen=True):
 class Library(Strict, frozen=True):
     """A shared library: ``name.so.file`` with SONAME ``name.so.soname``."""
 
-    name: str
-    soname: str
-    file: str
+    name: Text
+    soname: Text
+    file: Text
 
 
 class CudaPackage(Strict, frozen=True):
     """One apt package of a CUDA toolkit."""
 
-    package: str
-    version: str
-    depends: list[str] = []
+    package: Text
+    version: Text
+    depends: list[Text] = []
     libraries: list[Library] = []
-    headers: list[str] = []
+    headers: list[Text] = []
 
 
 class CudaVersion(Strict, frozen=True):
-    toolkit: str
-    driver: str
+    toolkit: Text
+    driver: Text
     """Oldest driver that runs it."""
-    source: str
-    packages: list[CudaPackage]
-    install: list[str]
+    source: Text
+    packages: Annotated[list[CudaPackage], msgspec.Meta(min_length=1)]
+    install: Texts
     """What an image installs; the rest follows as dependencies."""
 
 
 class CudnnVersion(Strict, frozen=True):
-    library: str
-    soname: str
-    source: str
-    packages: list[str]
-    builds: dict[str, str]
+    library: Text
+    soname: Text
+    source: Text
+    packages: Texts
+    builds: dict[Text, Text]
     """CUDA series to package version."""
 
 

@@ -108,7 +108,7 @@ def _workspace(path: Path, spec: ImageSpec) -> tuple[str, str]:
             where=str(path),
             fix="take the wheel of the interpreter's own ABI (PEP 425)",
         )
-    prefix = f"{spec.node.workspaces['path']}/{fits[-1].workspace}"
+    prefix = f"{spec.node.workspaces.path}/{fits[-1].workspace}"
     return prefix, f"{prefix}/lib/python{fits[-1].series}/site-packages"
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from kiln.artifact import Artifact
-from kiln.channel import Channel, read_channel
-from kiln.components import COMPONENT_TYPES, Device, PythonVersion, Strict
+from kiln.channel import SETTINGS, Channel, NoSettings, read_channel
+from kiln.components import COMPONENT_TYPES, CudaVersion, Device, PythonVersion, Strict, Text
 from kiln.errors import KilnError
 from kiln.host_python import find_host_python
 from kiln.project import Project
@@ -33,19 +33,19 @@ class Row(Strict, frozen=True):
     """One image of a release: which version of each component it holds."""
 
     device: Device
-    python: list[str]
-    tensorflow: str
-    caffe: str
-    pytorch: str
-    keras: str
-    qsctl: str
-    agent: str
-    digits: str
-    cuda: str | None = None
-    cudnn: str | None = None
-    driver: str | None = None
+    python: list[Text]
+    tensorflow: Text
+    caffe: Text
+    pytorch: Text
+    keras: Text
+    qsctl: Text
+    agent: Text
+    digits: Text
+    cuda: Text | None = None
+    cudnn: Text | None = None
+    driver: Text | None = None
     """Oldest NVIDIA driver that the platform's nodes of this image run."""
-    mkl: str | None = None
+    mkl: Text | None = None
 
     def versions(self) -> dict[str, str]:
         """Component to version, as the row asks for it; Python, of which an image holds several, left out."""
@@ -56,25 +56,71 @@ class Row(Strict, frozen=True):
 class Release(Strict, frozen=True):
     """A release: its images, and the releases that may be upgraded to it."""
 
-    release: str
-    source: str
-    images: dict[str, Any]
-    upgrades_from: list[str] = []
-    services: list[str] = []
+    release: Text
+    source: Text
+    images: Annotated[dict[str, Any], msgspec.Meta(min_length=1)]
+    upgrades_from: list[Text] = []
+    services: list[Text] = []
     """Services of its AppCenter package, by their names in images/appcenter.yml."""
     login: Login = "keys-only"
+
+
+class User(Strict, frozen=True):
+    """The one user of a node."""
+
+    name: Text
+    uid: int
+    gid: int
+    home: Text
+    password: Text
+
+
+class Folder(Strict, frozen=True):
+    """A folder under which several things stand."""
+
+    path: Text
+
+
+class Paths(Strict, frozen=True):
+    """Where things stand on a node."""
+
+    data: Text
+    manifest: Text
+    cpu_floor: Text
+    samples: Text
+    caffe: Text
+    """What the name of each Caffe tree starts with."""
+    mkl: Text
+    qsctl: Text
+    mnist: Text
+    gpu_monitor: Text
+
+
+class Ports(Strict, frozen=True):
+    """Where the services of a node listen."""
+
+    jupyter: int
+    tensorboard: int
+    ssh: int
 
 
 class Node(Strict, frozen=True):
     """What every node holds, whatever its image."""
 
-    user: dict[str, Any]
-    workspaces: dict[str, str]
-    python: dict[str, str]
-    paths: dict[str, str]
-    ports: dict[str, int]
-    demos: dict[str, str]
+    user: User
+    workspaces: Folder
+    python: Folder
+    paths: Paths
+    ports: Ports
+    demos: dict[str, Text]
     """Distribution to version, of what the guide has users install."""
+
+
+class ComponentTable(Strict, frozen=True):
+    """The shape of a component table; its rows are those of COMPONENT_TYPES."""
+
+    component: str
+    versions: dict[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -160,9 +206,9 @@ class ImageSpec:
                 for version, python in zip(self.row.python, self.pythons, strict=True)
             ],
             "workspaces": {
-                python.workspace: f"{self.node.workspaces['path']}/{python.workspace}" for python in self.pythons
+                python.workspace: f"{self.node.workspaces.path}/{python.workspace}" for python in self.pythons
             },
-            "caffe_trees": [f"{self.node.paths['caffe']}{python.workspace}" for python in self.pythons],
+            "caffe_trees": [f"{self.node.paths.caffe}{python.workspace}" for python in self.pythons],
             "components": components,
             "tables": self.tables,
             "manifest": self.manifest(),
@@ -195,7 +241,7 @@ class ImageSpec:
             },
             "node": {
                 **msgspec.to_builtins(self.node),
-                "user": {key: value for key, value in self.node.user.items() if key != "password"},
+                "user": {key: value for key, value in msgspec.to_builtins(self.node.user).items() if key != "password"},
             },
         }
 
@@ -222,17 +268,9 @@ def read_components(project: Project) -> tuple[dict[str, Table], dict[str, dict[
     facts: dict[str, dict[str, Any]] = {}
     for name, kind in COMPONENT_TYPES.items():
         table = read_table(project.images / "components" / f"{name}.yml", project.root)
-        for key in table.data:
-            if key not in ("component", "versions"):
-                raise KilnError(f"unknown key {key}", where=table.where(key), fix="remove it")
-        if table.data.get("component") != name:
-            raise KilnError(
-                f"says it is component {table.data.get('component')}",
-                where=table.where("component"),
-                fix=f"write {name}",
-            )
-        if "versions" not in table.data:
-            raise KilnError("key versions is missing", where=table.where(), fix="add it")
+        says = table.convert(ComponentTable).component
+        if says != name:
+            raise KilnError(f"says it is component {says}", where=table.where("component"), fix=f"write {name}")
         tables[name] = table
         facts[name] = dict(table.entries(kind, "versions"))
     return tables, facts
@@ -268,12 +306,15 @@ class Matrix:
         self.node = read_table(project.images / "node.yml", project.root).convert(Node)
         self.tables, self.facts = read_components(project)
         self.groups = {**read_lock(project), **self.channel.groups}
+        self._check_cuda()
         self._check_channel()
 
     def releases(self) -> list[str]:
         """Every release that has a table, the newest last."""
         names = [path.stem for path in (self.project.images / "releases").glob("*.yml")]
-        return sorted(names, key=lambda name: [(int(part) if part.isdigit() else 0, part) for part in name.split(".")])
+        return sorted(
+            names, key=lambda name: [(int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
+        )
 
     def release(self, name: str) -> tuple[Table, Release]:
         """The table of one release; raises KilnError for a release that does not exist."""
@@ -288,6 +329,13 @@ class Matrix:
                     f"upgrades_from names release {older}, which has no table",
                     where=table.where("upgrades_from"),
                     fix=f"add images/releases/{older}.yml or drop it",
+                )
+            order = self.releases()
+            if order.index(older) >= order.index(name):
+                raise KilnError(
+                    f"upgrades_from names release {older}, which is not older",
+                    where=table.where("upgrades_from"),
+                    fix="drop it",
                 )
         return table, release
 
@@ -385,6 +433,14 @@ class Matrix:
             "tables": self.facts,
             **msgspec.to_builtins(facts),
         }
+        group = str(render(delivery.group, names, where)) if delivery.group else None
+        settings = msgspec.to_builtins(
+            self.channel.table.fit(
+                render(delivery.settings, names, where), SETTINGS.get(name, NoSettings), "components", name, "settings"
+            )
+        )
+        if group is None and not settings.get("stand_in"):
+            raise KilnError(f"{name} comes from no artifact group", where=where, fix="add its group")
         return Component(
             name=name,
             version=version,
@@ -392,9 +448,9 @@ class Matrix:
             verdict="substituted" if substitution else "exact",
             why=substitution.why if substitution else "",
             source=delivery.source,
-            group=str(render(delivery.group, names, where)) if delivery.group else None,
+            group=group,
             facts=msgspec.to_builtins(facts),
-            settings=render(delivery.settings, names, where),
+            settings=settings,
         )
 
     def _python_component(self, row: Row, place: _Place) -> Component:
@@ -405,12 +461,16 @@ class Matrix:
                 where=self.channel.table.where("components"),
                 fix="add components.python",
             )
+        where = self.channel.table.where("components", "python")
+        if delivery.group is None:
+            raise KilnError("python comes from no artifact group", where=where, fix="add its group")
+        self.channel.table.fit(delivery.settings, NoSettings, "components", "python", "settings")
         versions = ", ".join(row.python)
         group, source = delivery.group, delivery.source
-        packed = [artifact.path for artifact in self.groups.get(group or "", ()) if artifact.origin == "host"]
+        packed = [artifact.path for artifact in self.groups.get(group, ()) if artifact.origin == "host"]
         if delivery.fallback and not all(self.host_has(version) for version in packed):
             group, source = delivery.fallback.group, delivery.fallback.source
-        return Component("python", versions, versions, "exact", "", source, group, {}, delivery.settings)
+        return Component("python", versions, versions, "exact", "", source, group, {}, {})
 
     def _check_device(self, row: Row, place: _Place) -> None:
         gpu_only = {"cuda": row.cuda, "cudnn": row.cudnn, "driver": row.driver}
@@ -483,8 +543,12 @@ class Matrix:
                         where=where,
                         fix="put it in the group of its own version",
                     )
-                fits |= {series for series, able in supported.items() if offered & able}
-        if wheels and part.name in _WHEEL_COMPONENTS:
+                fits |= {
+                    series
+                    for series, able in supported.items()
+                    if offered & able and series in (artifact.pythons or supported)
+                }
+        if part.name in _WHEEL_COMPONENTS:
             for python in pythons:
                 if python.series not in fits:
                     raise KilnError(
@@ -497,6 +561,19 @@ class Matrix:
         if part.group in self.channel.groups:
             return self.channel.table.where("artifacts", str(part.group))
         return f"images/locks: group {part.group}"
+
+    def _check_cuda(self) -> None:
+        """What an image installs, and what that depends on, is among the toolkit's packages."""
+        for version, row in self.facts["cuda"].items():
+            assert isinstance(row, CudaVersion)
+            known = {package.package for package in row.packages}
+            for name in (*row.install, *(need for package in row.packages for need in package.depends)):
+                if name not in known:
+                    raise KilnError(
+                        f"CUDA {version} needs {name}, which is none of its packages",
+                        where=self.tables["cuda"].where("versions", version, "install"),
+                        fix="list it under packages, or drop it",
+                    )
 
     def _check_channel(self) -> None:
         table = self.channel.table
@@ -544,7 +621,7 @@ def _distribution(component: str) -> str:
 
 def _numbers(version: str, where: str) -> tuple[int, ...]:
     parts = version.split(".")
-    if not all(part.isdigit() for part in parts):
+    if not all(part.isdecimal() for part in parts):
         raise KilnError(f"{version!r} is not a dotted number", where=where, fix="write numbers with dots between them")
     return tuple(int(part) for part in parts)
 

@@ -1,15 +1,16 @@
 """From tables to stages: what an image is made of, what of it is there already, and why the rest is not.
 
 A stage's digest is the sha256 over everything that can change its result: its parent's digest, its playbook and every
-file of the roles it runs, the variables they get, its artifacts and products by digest, the Packer template, and the
-versions of the tools. Same digest, same stage: nothing else decides what is built.
+file of the roles it runs, the variables they get, its artifacts and products by digest, the Packer template, kiln's own
+code that makes a stage, and the versions of the tools. Same digest, same stage: nothing else decides what is built.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,17 +18,22 @@ from typing import Any, Literal
 
 from kiln import records
 from kiln.artifact import Artifact
-from kiln.bootstrap import lock_name
+from kiln.bootstrap import INDEX_INPUT, Base, lock_name
 from kiln.errors import KilnError
 from kiln.matrix import ImageSpec, Matrix
 from kiln.project import Project
 from kiln.stages import Kind, StageRow, StageTable, file_digest, playbook_files
 from kiln.store import Store
 from kiln.templating import render
-from kiln.tools import tool_versions
+from kiln.tools import mmdebstrap_version, tool_versions
+from kiln.wheels import requirement_files
 
 REPOSITORY = "deeplearning"
 """Repository of the finished images: ``deeplearning:RELEASE-IMAGE``."""
+
+ROOT_CODE = ("bootstrap.py", "host_python.py", "recipe.py")
+STAGE_CODE = ("ansible/connection.py", "packer.py", "recipe.py", "supplies.py")
+"""kiln's own files that decide what is in a bootstrap stage, and in every other."""
 
 State = Literal["cached", "missing", "unneeded"]
 
@@ -118,6 +124,24 @@ class Plan:
         return sum(known) if len(known) == len(times) else None
 
 
+@dataclass(frozen=True)
+class _Image:
+    """One image while its stages are made."""
+
+    spec: ImageSpec
+    chain: list[StageRow]
+    made: dict[str, Stage | None] = field(default_factory=dict)
+    """Row's name to its stage; none while it is being made."""
+
+    @cached_property
+    def name(self) -> str:
+        return f"{self.spec.release}/{self.spec.image}"
+
+    @cached_property
+    def names(self) -> dict[str, Any]:
+        return self.spec.names()
+
+
 class Planner:
     """Turns image specs into stages; a stage that two images share comes out once."""
 
@@ -130,9 +154,7 @@ class Planner:
         self.templates = {
             project.relative(path): file_digest(path) for path in sorted((project.templates / "packer").glob("*"))
         }
-        self.code = {
-            f"kiln/{name}": file_digest(Path(__file__).with_name(name)) for name in ("bootstrap.py", "host_python.py")
-        }
+        self.root_code, self.stage_code = _code(ROOT_CODE), _code(STAGE_CODE)
         self._files: dict[str, dict[str, str]] = {}
         self._stages: dict[str, Stage] = {}
 
@@ -146,26 +168,27 @@ class Planner:
         return self._states(present, inputs=inputs)
 
     def _add_image(self, spec: ImageSpec) -> None:
-        name = f"{spec.release}/{spec.image}"
-        names = spec.names()
-        chain = self.table.chain(spec.device)
-        names["manifest"] = spec.manifest(self.store.locked_sha256, self._made(spec, names, chain[0].name, name))
-        parent: Stage | None = None
-        for row in chain:
-            parent = self._stage(row, spec, names, parent, name)
-        if parent is None or parent.kind == "bootstrap":
-            raise KilnError(f"image {name} has no stages", where="images/stages.yml", fix="list some for its device")
-        self._stages[parent.digest] = replace(
-            parent,
+        image = _Image(spec, self.table.chain(spec.device))
+        if not image.chain or image.chain[-1].kind == "bootstrap":
+            raise KilnError(
+                f"image {image.name} has no stages", where="images/stages.yml", fix="list some for its device"
+            )
+        image.names["manifest"] = spec.manifest(self.store.locked_sha256, self._made(image))
+        for row in image.chain:
+            final = self._stage(row, image)
+        self._stages[final.digest] = replace(
+            final,
             tag=f"{REPOSITORY}:{spec.release}-{spec.image}",
-            labels=self._labels(spec, parent.digest),
+            labels=self._labels(spec, final.digest),
             substitutions=spec.substitutions,
         )
 
-    def _made(self, spec: ImageSpec, names: Mapping[str, Any], base: str, image: str) -> dict[str, dict[str, str]]:
+    def _made(self, image: _Image) -> dict[str, dict[str, str]]:
         """Component to the stages that make it, by digest: what is no file has no other checksum."""
-        stages = {name: part.settings.get("stand_in") for name, part in spec.components.items()} | {"base": base}
-        return {name: {stage: self._named(stage, spec, names, image).digest} for name, stage in stages.items() if stage}
+        stages = {name: part.settings.get("stand_in") for name, part in image.spec.components.items()}
+        stages["base"] = image.chain[0].name
+        where = "images/stages.yml"
+        return {name: {stage: self._named(stage, image, where).digest} for name, stage in stages.items() if stage}
 
     @staticmethod
     def _labels(spec: ImageSpec, digest: str) -> dict[str, str]:
@@ -178,17 +201,31 @@ class Planner:
             f"{prefix}.substitutions": ",".join(spec.substitutions),
         }
 
-    def _stage(
-        self, row: StageRow, spec: ImageSpec, names: Mapping[str, Any], parent: Stage | None, image: str
-    ) -> Stage:
+    def _stage(self, row: StageRow, image: _Image) -> Stage:
+        """``row`` as ``image`` makes it, with everything it stands on; made once."""
         where = self.table.where(row.name)
-        if row.parent:
-            parent = self._named(str(render(row.parent, names, where)), spec, names, image)
+        if row.name in image.made:
+            made = image.made[row.name]
+            if made is None:
+                raise KilnError(f"stage {row.name} needs itself", where=where, fix="name an earlier stage")
+            return made
+        image.made[row.name] = None
+        stage = self._make(row, image, where)
+        image.made[row.name] = stage
+        return stage
+
+    def _make(self, row: StageRow, image: _Image, where: str) -> Stage:
+        spec, names = image.spec, image.names
+        parent = self._parent(row, image, where)
         wanted = [name for name in render(row.products, names, where) if name]
-        products = tuple((name, self._named(name, spec, names, image).digest) for name in wanted)
+        products = tuple((name, self._product(name, image, where).digest) for name in wanted)
         serve = {host: name for host, name in render(row.serve, names, where).items() if name}
+        for name in serve.values():
+            if name not in wanted:
+                raise KilnError(f"stage {row.name} serves {name}", where=where, fix="list it under products too")
         artifacts = self._artifacts(row, spec, names, where)
         variables: dict[str, Any] = render(row.variables, names, where)
+        _check_places(row, variables, artifacts, products, where)
         files = self._files_of(row)
         inputs = self._inputs(row, spec, variables, artifacts, products, serve, parent) | files
         canonical = json.dumps({"name": row.name, "kind": row.kind, "inputs": inputs}, sort_keys=True)
@@ -207,7 +244,7 @@ class Planner:
             serve=tuple(serve.items()),
             inputs=inputs,
             files=files,
-            images=tuple(dict.fromkeys((*(known.images if known else ()), image))),
+            images=tuple(dict.fromkeys((*(known.images if known else ()), image.name))),
             tag=known.tag if known else None,
             labels=known.labels if known else {},
             substitutions=known.substitutions if known else {},
@@ -215,21 +252,29 @@ class Planner:
         self._stages[digest] = stage
         return stage
 
-    def _named(self, name: str, spec: ImageSpec, names: Mapping[str, Any], image: str) -> Stage:
-        """The stage called ``name`` as ``spec`` makes it, with everything it stands on."""
+    def _parent(self, row: StageRow, image: _Image, where: str) -> Stage | None:
+        """What the stage stands on: the stage it names, else the one before it in the chain."""
+        if row.parent is None:
+            index = image.chain.index(row)
+            return self._stage(image.chain[index - 1], image) if index else None
+        parent = self._named(str(render(row.parent, image.names, where)), image, where)
+        if parent.kind == "build":
+            raise KilnError(f"stage {row.name} stands on {parent.name}", where=where, fix="name an image stage")
+        return parent
+
+    def _product(self, name: str, image: _Image, where: str) -> Stage:
+        product = self._named(name, image, where)
+        if product.kind != "build":
+            raise KilnError(f"{name} is taken for a product", where=where, fix="name a build stage")
+        return product
+
+    def _named(self, name: str, image: _Image, where: str) -> Stage:
         row = self.table.rows.get(name)
         if row is None:
-            raise KilnError(f"stage {name} does not exist", where="images/stages.yml", fix="name one that is listed")
-        if row.parent:
-            return self._stage(row, spec, names, None, image)
-        parent: Stage | None = None
-        for link in self.table.chain(spec.device):
-            parent = self._stage(link, spec, names, parent, image)
-            if link.name == name:
-                return parent
-        raise KilnError(
-            f"stage {name} is not made for {spec.device} images", where=self.table.where(name), fix="name another"
-        )
+            raise KilnError(f"stage {name} does not exist", where=where, fix="name one that is listed")
+        if row.device not in (None, image.spec.device):
+            raise KilnError(f"stage {name} is not made for {image.spec.device} images", where=where, fix="name another")
+        return self._stage(row, image)
 
     def _artifacts(
         self, row: StageRow, spec: ImageSpec, names: Mapping[str, Any], where: str
@@ -246,7 +291,14 @@ class Planner:
                     where=where,
                     fix=f"add it to {spec.channel.table.name}, or lock it with kiln artifacts lock",
                 )
-            found += [(folder, artifact) for artifact in spec.groups[group] if only in ("", artifact.path)]
+            chosen = [(folder, artifact) for artifact in spec.groups[group] if only in ("", artifact.path)]
+            if not chosen:
+                raise KilnError(
+                    f"stage {row.name} needs {only}, which artifact group {group} lacks",
+                    where=where,
+                    fix="name one of its projects",
+                )
+            found += chosen
         return tuple(found)
 
     def _inputs(
@@ -266,10 +318,18 @@ class Planner:
         inputs["interpreter"] = spec.channel.base.interpreter
         if parent:
             inputs[f"parent {parent.name}"] = parent.digest
+        inputs |= {
+            f"artifact {name}": hashlib.sha256(text.encode()).hexdigest()
+            for name, text in requirement_files(
+                (folder, replace(artifact, sha256=self._identity(artifact))) for folder, artifact in artifacts
+            ).items()
+        }
         if row.kind == "bootstrap":
-            inputs |= self.code
-            inputs["apt index"] = self.store.machine_lock(lock_name(spec.channel.base.suite)) or "not fetched yet"
+            inputs |= self.root_code
+            inputs["tool mmdebstrap"] = mmdebstrap_version(self.store)
+            inputs[INDEX_INPUT] = self.store.machine_lock(lock_name(Base.of(variables))) or "not fetched yet"
         else:
+            inputs |= self.stage_code
             inputs |= {f"tool {name}": version for name, version in self.tools.items()}
         return inputs
 
@@ -324,6 +384,47 @@ class Planner:
         if last is None:
             return ("never built on this machine",)
         return tuple(explain(last.inputs, stage.inputs))
+
+
+def _code(names: Iterable[str]) -> dict[str, str]:
+    return {f"kiln/{name}": file_digest(Path(__file__).parent / name) for name in names}
+
+
+_PLACE = re.compile(r"/run/kiln/(artifacts|products)/([^/]+)(?:/(.+))?")
+
+
+def _check_places(
+    row: StageRow,
+    value: Any,
+    artifacts: Iterable[tuple[str, Artifact]],
+    products: Iterable[tuple[str, str]],
+    where: str,
+) -> None:
+    """Refuses variables that name a file, or a folder, that the stage is not given."""
+    given = {"artifacts": {folder for folder, _ in artifacts}, "products": {name for name, _ in products}}
+    files = {(folder, artifact.file) for folder, artifact in artifacts}
+    for text in _texts(value):
+        place = _PLACE.fullmatch(text)
+        if place and (
+            place[2] not in given[place[1]]
+            or (place[1] == "artifacts" and place[3] and (place[2], place[3]) not in files)
+        ):
+            raise KilnError(
+                f"a variable of stage {row.name} names {text}, which it is not given",
+                where=where,
+                fix=f"list it under the stage's {place[1]}",
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 def explain(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

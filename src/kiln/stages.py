@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from kiln.components import Device, Strict
+from kiln.components import Device, Strict, Text
 from kiln.errors import KilnError
 from kiln.project import Project
 from kiln.tables import SAFE_LOADER, Table, read_table
@@ -25,16 +25,22 @@ class StageRow(Strict, frozen=True):
     a tool or build stage, made only when something consumes its product.
     """
 
-    name: str
+    name: Text
     kind: Kind = "image"
-    parent: str | None = None
+    parent: Text | None = None
     device: Device | None = None
     variables: dict[str, Any] = {}
-    artifacts: dict[str, str] = {}
+    artifacts: dict[str, Text] = {}
     """Folder under /run/kiln/artifacts to artifact group, or to one project of it (``tools/numpy``)."""
-    products: list[str] = []
-    serve: dict[str, str] = {}
+    products: list[Text] = []
+    serve: dict[str, Text] = {}
     """Host name that the stage's apt reaches from a build stage's product instead."""
+
+
+class StagesTable(Strict, frozen=True):
+    """The shape of the file; each row is then read by itself, for its line."""
+
+    stages: list[Any]
 
 
 class StageTable:
@@ -43,13 +49,8 @@ class StageTable:
     def __init__(self, project: Project) -> None:
         self.project = project
         self.table: Table = read_table(project.images / "stages.yml", project.root)
-        for key in self.table.data:
-            if key != "stages":
-                raise KilnError(f"unknown key {key}", where=self.table.where(key), fix="remove it")
-        if not isinstance(self.table.data.get("stages"), list):
-            raise KilnError("key stages is missing", where=self.table.where(), fix="list the stages under it")
         self.rows: dict[str, StageRow] = {}
-        for index in range(len(self.table.data["stages"])):
+        for index in range(len(self.table.convert(StagesTable).stages)):
             row = self.table.convert(StageRow, "stages", index)
             self._check(row, index)
             self.rows[row.name] = row
@@ -117,8 +118,12 @@ def playbook_files(project: Project, playbook: Path) -> dict[str, str]:
 
 
 def _roles(project: Project, playbook: Path) -> list[str]:
-    plays = _plain_yaml(playbook, project)
-    pending = [(_role_name(entry), playbook) for play in plays or [] for entry in play.get("roles", [])]
+    where = project.relative(playbook)
+    pending = [
+        (_role_name(entry, where), playbook)
+        for play in _mappings(_plain_yaml(playbook, project), "a playbook", where)
+        for entry in _items(play.get("roles"), "roles", where)
+    ]
     found: list[str] = []
     while pending:
         role, source = pending.pop(0)
@@ -138,22 +143,42 @@ def _roles(project: Project, playbook: Path) -> list[str]:
         found.append(role)
         meta = folder / "meta" / "main.yml"
         if meta.is_file():
-            pending += [(_role_name(entry), meta) for entry in _plain_yaml(meta, project).get("dependencies", [])]
+            where = project.relative(meta)
+            (about,) = _mappings([_plain_yaml(meta, project)], "a role's meta", where)
+            pending += [
+                (_role_name(entry, where), meta) for entry in _items(about.get("dependencies"), "dependencies", where)
+            ]
         for tasks in sorted((folder / "tasks").glob("*.yml")):
-            pending += [(name, tasks) for name in _included(_plain_yaml(tasks, project))]
+            pending += [(name, tasks) for name in _included(_plain_yaml(tasks, project), project.relative(tasks))]
     return found
 
 
-def _included(tasks: Any) -> list[str]:
+def _included(tasks: Any, where: str) -> list[str]:
     """The roles that a list of tasks includes or imports, blocks too."""
     found: list[str] = []
-    for task in tasks or []:
+    for task in _mappings(tasks, "a list of tasks", where):
         for key, value in task.items():
             if key in ("block", "rescue", "always"):
-                found += _included(value)
-            elif key.rpartition(".")[2] in ("include_role", "import_role"):
-                found.append(str(value["name"]))
+                found += _included(value, where)
+            elif str(key).rpartition(".")[2] in ("include_role", "import_role"):
+                found.append(_role_name(value, where))
     return found
+
+
+def _items(value: Any, what: str, where: str) -> list[Any]:
+    """``value`` as a list; nothing counts as an empty one, as for Ansible."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise KilnError(f"{what} must be a list", where=where, fix="write an entry a line, each with a dash")
+    return value
+
+
+def _mappings(value: Any, what: str, where: str) -> list[dict[Any, Any]]:
+    items = _items(value, what, where)
+    if not all(isinstance(item, dict) for item in items):
+        raise KilnError(f"{what} must hold mappings", where=where, fix="write key: value lines")
+    return items
 
 
 def _tree(project: Project, folder: Path) -> dict[str, str]:
@@ -189,7 +214,11 @@ def _parsed(text: str) -> Any:
 def _plain_yaml(path: Path, project: Project) -> Any:
     try:
         return _parsed(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise KilnError(
+            f"cannot be read ({error})", where=project.relative(path), fix="make it a readable UTF-8 file"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2018-13-01, which YAML takes for a date
         mark = getattr(error, "problem_mark", None)
         raise KilnError(
             f"is not valid YAML ({getattr(error, 'problem', error)})",
@@ -198,5 +227,8 @@ def _plain_yaml(path: Path, project: Project) -> Any:
         ) from None
 
 
-def _role_name(entry: Any) -> str:
-    return str(entry.get("role") or entry.get("name")) if isinstance(entry, dict) else str(entry)
+def _role_name(entry: Any, where: str) -> str:
+    name = (entry.get("role") or entry.get("name")) if isinstance(entry, dict) else entry
+    if not isinstance(name, str) or not name or "/" in name:
+        raise KilnError(f"{entry!r} names no role", where=where, fix="name one of the folders under roles/")
+    return name

@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from kiln.artifact import Artifact
+from kiln.artifact import Artifact, is_sha256
 from kiln.errors import KilnError
 from kiln.project import Project
 from kiln.tables import SAFE_LOADER
@@ -36,7 +35,7 @@ def file_sha256(path: Path) -> str:
 
 def _sha256(value: object) -> str:
     """``value`` if it is a sha256; raises ValueError else."""
-    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+    if not isinstance(value, str) or not is_sha256(value):
         raise ValueError(value)
     return value
 

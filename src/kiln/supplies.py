@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from kiln import bootstrap
-from kiln.artifact import Artifact
+from kiln.artifact import Artifact, is_sha256
 from kiln.errors import KilnError
 from kiln.plan import Plan, Stage
 from kiln.store import Store
-from kiln.wheels import requirements
+from kiln.wheels import requirement_files
 
 Mount = tuple[str, str, str]
 """(path on this machine, path in the container, ``ro`` or ``rw``)"""
@@ -41,7 +41,8 @@ class Supplies:
         for group, artifact in stage.artifacts:
             (kiln / "artifacts" / group).mkdir(exist_ok=True)
             place_file(self.artifact(artifact), kiln / "artifacts" / group / artifact.file)
-        place_requirements(self.locked(stage), kiln / "artifacts")
+        for name, text in requirement_files(self.locked(stage).artifacts).items():
+            (kiln / "artifacts" / name).write_text(text, encoding="utf-8")
         mounts = [(str(kiln), "/run/kiln", "ro")]
         for name, digest in stage.products:
             (kiln / "products" / name).mkdir()
@@ -71,6 +72,12 @@ class Supplies:
         root = stage
         while root.parent:
             root = self.plan.by_digest[root.parent]
+        planned = root.inputs.get(bootstrap.INDEX_INPUT, "")
+        if is_sha256(planned):  # not the lock: another bake may have refreshed it since
+            index = bootstrap.index_folder(self.store, planned)
+            if not (index / "lists").is_dir():
+                raise KilnError("the apt index that was planned with is gone", where=str(index), fix="run it again")
+            return index
         base = bootstrap.Base.of(root.variables)
         tarball = self.tarball(root) if base.kind == "tarball" else None
         return bootstrap.index_folder(self.store, bootstrap.lock_index(self.store, base, tarball=tarball))
@@ -122,14 +129,3 @@ def place_file(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def place_requirements(stage: Stage, folder: Path) -> None:
-    """Writes GROUP/requirements-pythonX.Y.txt, with hashes, beside the Python packages of each group."""
-    groups: dict[str, list[Artifact]] = {}
-    for name, artifact in stage.artifacts:
-        groups.setdefault(name, []).append(artifact)
-    for name, artifacts in groups.items():
-        for series in sorted({series for artifact in artifacts for series in artifact.pythons}):
-            text = requirements(artifacts, series)
-            (folder / name / f"requirements-python{series}.txt").write_text(text, encoding="utf-8")

@@ -17,6 +17,7 @@ Keys = tuple[str | int, ...]
 
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
+_EMPTY = "must not be empty"
 _STEP = re.compile(r"\.([A-Za-z_][\w-]*)|\[(\d+|\.\.\.)\]")
 
 
@@ -42,6 +43,10 @@ class Table:
         data = self.data
         for key in keys:
             data = data[key]
+        return self.fit(data, kind, *keys)
+
+    def fit(self, data: Any, kind: type[T], *keys: str | int) -> T:
+        """``data``, what the expressions below ``keys`` came out as, as ``kind``."""
         try:
             return msgspec.convert(data, kind)
         except msgspec.ValidationError as error:
@@ -50,8 +55,11 @@ class Table:
             path = (*keys, *(int(step) if step.isdigit() else step for step in below if step != "..."))
             unknown = _UNKNOWN.fullmatch(said)
             path = (*path, unknown[1]) if unknown else path
+            words = _plain(said)
             raise KilnError(
-                _plain(said), where=self.where(*path), fix="correct the table: images/README.md describes its keys"
+                f"{path[-1]} {words}" if path and words == _EMPTY else words,
+                where=self.where(*path),
+                fix="correct the table: images/README.md describes its keys",
             ) from None
 
     def entries(self, kind: type[T], *keys: str | int) -> dict[str, T]:
@@ -73,6 +81,7 @@ def _plain(said: str) -> str:
         (_UNKNOWN.pattern, r"unknown key \1"),
         (r"Object missing required field `(.+)`", r"key \1 is missing"),
         (r"Expected `(.+)`, got `(.+)`", r"expected \1, got \2"),
+        (r"Expected `(.+)` of length >= 1", _EMPTY),
     ):
         said, count = re.subn(pattern, words, said)
         if count:
@@ -96,7 +105,7 @@ def read_table(path: Path, root: Path) -> Table:
         if node is not None:
             _collect(node, (), lines, name)
         data = loader.construct_document(node) if node is not None else None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2018-13-01, which YAML takes for a date
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         said = getattr(error, "problem", None) or str(error)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import getitem
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, TemplateError, select_autoescape
@@ -13,6 +14,9 @@ from jinja2.environment import TemplateExpression
 from kiln.errors import KilnError
 
 _EXPRESSION = re.compile(r"\{\{((?:(?!\}\}).)+)\}\}", re.DOTALL)
+_NAME = re.compile(r"\w+(\.\w+)*")
+"""What needs no Jinja, whose compiler is slow: the name of a value."""
+
 _ENVIRONMENT = Environment(undefined=StrictUndefined, autoescape=select_autoescape(default_for_string=False))
 
 
@@ -45,7 +49,13 @@ def render(value: Any, names: Mapping[str, Any], where: str) -> Any:
 
 
 def _evaluate(expression: str, names: Mapping[str, Any]) -> Any:
-    result = _compile(expression.strip())(**names)
+    expression = expression.strip()
+    if _NAME.fullmatch(expression):
+        try:
+            return reduce(getitem, expression.split("."), names)
+        except (KeyError, TypeError):
+            pass  # Jinja says what is missing
+    result = _compile(expression)(**names)
     _require_defined(result)
     return result
 

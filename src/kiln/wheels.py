@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
-from kiln.artifact import Artifact
-from kiln.components import PythonVersion, Strict
+from kiln.artifact import Artifact, is_sha256
+from kiln.components import PythonVersion, Strict, Text, Texts
 from kiln.errors import KilnError
 from kiln.pins import SDIST_ENDINGS, Pin, read_pins
 from kiln.project import Project
-from kiln.tables import read_table
+from kiln.tables import Table, read_table
 
 if TYPE_CHECKING:
     from kiln.index import Index
@@ -32,10 +33,10 @@ PLATFORMS = ("manylinux1_x86_64", "linux_x86_64")
 class LockRow(Strict, frozen=True):
     """One locked file and the Python series that install it."""
 
-    file: str
-    project: str
+    file: Text
+    project: Text
     sha256: str
-    pythons: list[str]
+    pythons: Texts
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Wanted:
     pin: Pin
 
 
+@lru_cache(maxsize=32)
 def tags(python: PythonVersion) -> frozenset[Tag]:
     """Every wheel tag that the interpreter loads (PEP 425)."""
     major, minor = (int(part) for part in python.series.split("."))
@@ -127,13 +129,12 @@ def read_lock(project: Project) -> dict[str, tuple[Artifact, ...]]:
             raise KilnError(f"unknown key {key}", where=table.where(key), fix="run kiln artifacts lock")
     if not table.data.get("groups"):
         return {}
-    return {
-        group: _group(rows, group, table.where("groups", group))
-        for group, rows in table.entries(list[LockRow], "groups").items()
-    }
+    return {group: _group(rows, group, table) for group, rows in table.entries(list[LockRow], "groups").items()}
 
 
-def _group(rows: list[LockRow], group: str, where: str) -> tuple[Artifact, ...]:
+def _group(rows: list[LockRow], group: str, table: Table) -> tuple[Artifact, ...]:
+    if not rows:
+        raise KilnError(f"group {group} is empty", where=table.where("groups", group), fix="run kiln artifacts lock")
     artifacts = tuple(
         Artifact(
             file=row.file,
@@ -146,9 +147,18 @@ def _group(rows: list[LockRow], group: str, where: str) -> tuple[Artifact, ...]:
         )
         for row in rows
     )
-    for artifact in artifacts:
+    for index, artifact in enumerate(artifacts):
+        where = table.where("groups", group, index)
+        if not is_sha256(artifact.sha256 or ""):
+            raise KilnError(
+                f"artifact {artifact.file} has sha256 {artifact.sha256!r}, not 64 lower-case hex digits",
+                where=where,
+                fix="run kiln artifacts lock",
+            )
         try:
             version_of(artifact)
+            if "/" in artifact.file:
+                raise ValueError(artifact.file)
         except ValueError:
             raise KilnError(
                 f"{artifact.file} is no wheel or source archive of {artifact.path}",
@@ -172,12 +182,24 @@ def _project(artifact: Artifact) -> str:
 
 def requirements(artifacts: list[Artifact], series: str) -> str:
     """pip's requirements, with hashes, for what Python ``series`` installs of ``artifacts``."""
-    lines = [
-        f"{_project(artifact)}=={version_of(artifact)} --hash=sha256:{artifact.sha256}"
-        for artifact in artifacts
-        if series in artifact.pythons
-    ]
-    return "".join(f"{line}\n" for line in sorted(lines))
+    return "".join(sorted(_requirement(artifact) for artifact in artifacts if series in artifact.pythons))
+
+
+@lru_cache(maxsize=1024)
+def _requirement(artifact: Artifact) -> str:
+    return f"{_project(artifact)}=={version_of(artifact)} --hash=sha256:{artifact.sha256}\n"
+
+
+def requirement_files(artifacts: Iterable[tuple[str, Artifact]]) -> dict[str, str]:
+    """Path GROUP/requirements-pythonX.Y.txt to its text, for the Python packages among (group, artifact)."""
+    groups: dict[str, list[Artifact]] = {}
+    for name, artifact in artifacts:
+        groups.setdefault(name, []).append(artifact)
+    return {
+        f"{name}/requirements-python{series}.txt": requirements(group, series)
+        for name, group in groups.items()
+        for series in sorted({series for artifact in group for series in artifact.pythons})
+    }
 
 
 def check_lock(project: Project, facts: Facts) -> list[str]:
