@@ -58,9 +58,10 @@ class Commands(click.Group):
             place = f"{error.filename}: " if error.filename else ""
             click.echo(f"kiln: {place}{error.strerror or error}; check its permissions and the free space", err=True)
             ctx.exit(2)
-        except KeyboardInterrupt:
-            click.echo("kiln: interrupted; nothing is half done, run the same command again", err=True)
-            ctx.exit(130)
+        except (KeyboardInterrupt, TerminatedError) as signalled:
+            what, code = ("interrupted", 130) if isinstance(signalled, KeyboardInterrupt) else ("ended by SIGTERM", 143)
+            click.echo(f"kiln: {what}; nothing is half done, run the same command again", err=True)
+            ctx.exit(code)
 
 
 class Main(Commands):

@@ -1,4 +1,4 @@
-"""The one error that reaches a user."""
+"""The one error that reaches a user, and the end by a signal."""
 
 
 class KilnError(Exception):
@@ -25,10 +25,5 @@ class KilnError(Exception):
         return f"{prefix}{self.what}{suffix}"
 
 
-class TerminatedError(KilnError):
-    """SIGTERM ended the command."""
-
-    exit_code = 143
-
-    def __init__(self) -> None:
-        super().__init__("ended by SIGTERM; nothing is half done", fix="run the same command again")
+class TerminatedError(BaseException):
+    """SIGTERM ended the command. As KeyboardInterrupt it is no error of the work in hand, which must not go on."""
