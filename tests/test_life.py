@@ -5,14 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from kiln.errors import KilnError
+from kiln.errors import KilnError, TerminatedError
 from kiln.life import Life, Probes
+from kiln.metadata import Metadata
 from kiln.package import Files, Packages
-from kiln.platform import LABEL, Cluster, Node, cluster, docker, remove_volumes
+from kiln.platform import LABEL, Cluster, Node, cluster, docker, remove_dead, remove_volumes
 from kiln.release_ids import ReleaseIds
 from kiln.trial import Topology, left
 from stage_container import PROJECT
@@ -20,6 +23,7 @@ from tabled import DATA, GPU_MONITOR, HOME, USER
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
+NODE = Node(7, "none", "none", "i-7", "none")
 ACCESS, SECRET = "A" * 20, "s" * 40
 
 
@@ -44,13 +48,13 @@ def running() -> Iterator[Running]:
     topology = Topology(package("cuda91-basic"), QingStor=True, access_key=ACCESS, secret_key=SECRET)
     name = ""
     try:
-        with cluster(topology.services, env=topology.env) as made:
+        with cluster(topology.services, **topology.settings) as made:
             name = made.name
             node = made.boot(made.add("deeplearning:1.2-cuda91"))
             made.publish()
             made.await_configuration(node)
-            made.run(node, "init")
-            made.run(node, "start")
+            for service in made.order("init"):
+                made.run(node, service)
             made.execute(node, f"echo kept | tee {DATA}/marker >{HOME}/marker")
             yield Running(made, Probes(topology, USER, HOME))
     finally:
@@ -62,7 +66,7 @@ Probe = Callable[[Running], str]
 PROBES: dict[str, Probe] = {
     "volume": lambda r: r.probes.volume(r.node),
     "names": lambda r: r.probes.names(r.made, r.node),
-    "forgotten": lambda r: r.probes.forgotten(r.made, Node(7, "none", "none", "i-7", "none")),
+    "forgotten": lambda r: r.probes.forgotten(r.made, NODE),
     "ssh": lambda r: r.probes.ssh(r.made, r.node),
     "monitor": lambda r: r.probes.monitor(r.node),
     "healthy": lambda r: r.probes.healthy(r.made, r.node),
@@ -159,6 +163,74 @@ def test_keys_in_the_package_are_seen(running: Running) -> None:
 
 def test_what_is_left_is_told(running: Running) -> None:
     assert running.made.name in left(running.made.name)
+
+
+@pytest.mark.parametrize(("said", "order"), [("true", ["start", "init"]), ("false", ["init", "start"])])
+def test_init_and_start_run_in_the_packages_order(monkeypatch: pytest.MonkeyPatch, said: str, order: list[str]) -> None:
+    """Source: the platform's developer guide, "Init command will execute after start command if …"."""
+    ran: list[str] = []
+    monkeypatch.setattr(Cluster, "run", lambda self, node, service: ran.append(service))
+    for step in ("add", "boot", "publish", "await_configuration"):
+        monkeypatch.setattr(Cluster, step, lambda self, node=None, **more: replace(NODE, instance="i-8"))
+    files = package("cpu")
+    told = files["cluster.json.mustache"]
+    flag = '"post_start_service": '
+    assert flag in told
+    files["cluster.json.mustache"] = told.replace(f"{flag}true", flag + said)
+    life = Life("none", files, USER, HOME)
+    made = Cluster("none", "none", "", Metadata(), life.topology.services, nodes=[NODE])
+    life._create(made)
+    life._add(made)
+    assert ran == [*order, *order]
+
+
+@pytest.mark.parametrize("role", ["", "dl_node"], ids=["no role", "role"])
+def test_the_names_are_known_with_and_without_a_role(running: Running, role: str) -> None:
+    """A topology of one kind of node need not name its role; the metadata then has the nodes without one."""
+    assert running.made.role == "", "as in this package"
+    running.made.role = role
+    running.made.execute(running.node, "echo none >/etc/deeplearning/hosts; /opt/dl/bin/hosts")
+    try:
+        running.made.publish()
+        hosts = running.made.metadata.own(running.node.ip, "hosts")
+        assert hosts.keys() == {role or running.node.instance}
+        assert running.made.metadata.own(running.node.ip, "host/cpu") == running.made.sizes["cpu"]
+        assert PROBES["names"](running) == ""
+    finally:
+        running.made.role = ""
+        running.made.publish()
+
+
+def test_a_signal_is_no_failed_check() -> None:
+    def terminate(*_: object) -> NoReturn:
+        raise TerminatedError
+
+    life = Life("none", package("cpu"), USER, HOME, before_step=terminate)
+    with pytest.raises(TerminatedError):
+        life.run()
+    with pytest.raises(TerminatedError):
+        life._check("it is looked at", terminate)
+    assert life.checks == []
+
+
+@pytest.mark.parametrize("disposable", [True, False])
+def test_what_a_killed_simulation_leaves_is_removed(disposable: bool) -> None:
+    """But for the volumes of an upgrade's rehearsal, which may be looked at."""
+    script = f"""
+import os
+from kiln.platform import cluster
+with cluster({{}}, disposable={disposable}) as made:
+    made.add("none")
+    print(made.name, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    name = done.stdout.strip()
+    assert done.returncode == -9, done.stderr
+    assert f"{name}-data1" in left(name)
+    remove_dead()
+    assert left(name) == ("" if disposable else f"left: {name}-data1")
+    remove_volumes(name)
 
 
 def test_a_step_that_fails_ends_the_life_and_leaves_nothing() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from kiln import owner
-from kiln.errors import KilnError
+from kiln.errors import KilnError, TerminatedError
 from kiln.node_tools import data_manifest
 from kiln.owner import OWNER_LABEL
 from kiln.platform import LABEL, Cluster, Service, docker, remove_dead
@@ -185,6 +185,29 @@ def test_a_failed_upgrade_goes_back_with_the_data_untouched(
     assert report.exit_code == 1
     assert report.steps[-1].name == "check after going back"
     assert volumes() == []
+
+
+def test_an_upgrade_that_runs_after_start_does() -> None:
+    def later(step: str, made: Cluster) -> None:
+        if step == "configuration":
+            made.services["upgrade"] = replace(made.services["upgrade"], after_start=True)
+
+    report = rehearse(later, files=5).report
+    names = [entry.name for entry in report.steps]
+    assert names.index("upgrade") == names.index("start") + 1
+    assert report.verdict == "kept"
+
+
+def test_a_signal_is_no_reason_to_go_back() -> None:
+    def terminate(step: str, made: Cluster) -> None:
+        if step == "new root disks":
+            raise TerminatedError
+
+    rehearsal = Rehearsal(PROJECT, STORE, "cpu", "1.1", "1.2", files=5, before_step=terminate)
+    with pytest.raises(TerminatedError):
+        rehearsal.run()
+    assert rehearsal.report.steps[-1].name == "new root disks"
+    assert rehearsal.report.volumes == volumes() != []
 
 
 class Swapped:

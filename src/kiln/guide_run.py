@@ -74,7 +74,7 @@ class Runner:
         topology = self._topology()
         name = ""
         try:
-            with cluster(topology.services, env=topology.env, mount_point=topology.mount_point) as made:
+            with cluster(topology.services, **topology.settings) as made:
                 name = made.name
                 self.doing("the nodes boot")
                 blocks = [block for group in groups for block in group]
@@ -105,7 +105,7 @@ class Runner:
         made.publish()
         for node in made.nodes:
             made.await_configuration(node)
-        for service in ("init", "start"):
+        for service in made.order("init"):
             for node in made.nodes:
                 made.run(node, service)
 

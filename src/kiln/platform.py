@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,9 +21,6 @@ from kiln.errors import KilnError
 from kiln.metadata import Metadata, serving
 from kiln.node import SYSTEMD, await_boot
 from kiln.owner import OWNER_LABEL
-
-ROLE = "dl_node"
-"""Key of the nodes in the metadata where the topology names no role of its own."""
 
 LABEL = "org.deeplearning.cluster"
 """On whatever belongs to a cluster: containers, network, volumes."""
@@ -52,6 +49,14 @@ class Service:
     name: str
     command: str
     timeout_s: int = 600
+    after_start: bool = False
+    """Of init and upgrade: whether the platform runs it after start instead of before."""
+
+    @classmethod
+    def of(cls, name: str, settings: Mapping[str, Any]) -> Service:
+        """From the settings that a topology gives it."""
+        seconds, after = settings.get("timeout", cls.timeout_s), settings.get("post_start_service", cls.after_start)
+        return cls(name, settings["cmd"], int(seconds), bool(after))
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,12 @@ class Cluster:
     services: dict[str, Service]
     env: dict[str, str] = field(default_factory=dict)
     mount_point: str = "/data"
+    role: str = ""
+    """Of the nodes; a topology of one kind of node need not name one, and the metadata then has none either."""
+    sizes: dict[str, str] = field(default_factory=dict)
+    """What the metadata tells of each node's size."""
+    disposable: bool = False
+    """Whether the volumes are worth nothing without the process that made them, and go with it when it is killed."""
     nodes: list[Node] = field(default_factory=list)
     interrupted: threading.Event = field(default_factory=threading.Event)
 
@@ -94,7 +105,8 @@ class Cluster:
             sid, f"{self.name}-node{sid}", volume or f"{self.name}-data{sid}", f"i-{uuid.uuid4().hex[:8]}", image
         )
         if not volume:
-            docker("volume", "create", f"--label={LABEL}={self.name}", node.volume)
+            owned = [f"--label={OWNER_LABEL}={owner.myself()}"] if self.disposable else []
+            docker("volume", "create", f"--label={LABEL}={self.name}", *owned, node.volume)
         self.nodes.append(node)
         return node
 
@@ -156,15 +168,29 @@ class Cluster:
         """Tells every node about the cluster; ``more``: further subtrees of each node's self, as ``upgrade_audit``."""
         root = f"/clusters/{self.name}"
         hosts = {
-            node.instance: {"ip": node.ip, "sid": str(node.sid), "gid": "1", "node_id": node.name, "gpu": "0"}
+            node.instance: {
+                **self.sizes,
+                "ip": node.ip,
+                "sid": str(node.sid),
+                "gid": "1",
+                "node_id": node.name,
+                # Whatever the topology says: the containers are given none, and the health check would miss them.
+                "gpu": "0",
+                **({"role": self.role} if self.role else {}),
+            }
             for node in self.nodes
             if node.ip
         }
-        shared = {"hosts": {ROLE: hosts}, "env": self.env, "cluster": {"cluster_id": self.name}}
+        shared = {
+            "hosts": {self.role: hosts} if self.role else hosts,
+            "env": self.env,
+            "cluster": {"cluster_id": self.name},
+        }
         shared |= {name.replace("_", "-"): tree for name, tree in more.items()}
         commands = self.metadata.get("data", f"{root}/cmds") or {}
         self.metadata.change("POST", "data", root, {**shared, "cmds": commands})
         links = {name: f"{root}/{name}" for name in shared}
+        place = f"{root}/hosts/{self.role}".rstrip("/")
         self.metadata.change(
             "POST",
             "mapping",
@@ -172,13 +198,18 @@ class Cluster:
             {
                 node.ip: {
                     **links,
-                    "host": f"{root}/hosts/{ROLE}/{node.instance}",
+                    "host": f"{place}/{node.instance}",
                     "cmd": f"{root}/cmds/{node.instance}",
                 }
                 for node in self.nodes
                 if node.ip
             },
         )
+
+    def order(self, first: str) -> tuple[str, str]:
+        """``first``, which is init or upgrade, and start, in the order in which the platform runs them."""
+        after = first in self.services and self.services[first].after_start
+        return ("start", first) if after else (first, "start")
 
     def run(self, node: Node, service: str) -> None:
         """Has the node's agent run a service that the package has; raises ServiceError unless it ends with 0."""
@@ -233,10 +264,11 @@ def docker(*words: str, check: bool = True) -> str:
 
 
 @contextmanager
-def cluster(
-    services: dict[str, Service], *, env: dict[str, str] | None = None, mount_point: str = "/data"
-) -> Iterator[Cluster]:
-    """A cluster without nodes yet. At the end containers and network go, volumes stay: ``remove_volumes`` ends them."""
+def cluster(services: dict[str, Service], **settings: Any) -> Iterator[Cluster]:
+    """A cluster without nodes yet; ``settings``: further fields of Cluster.
+
+    At the end containers and network go, volumes stay: ``remove_volumes`` ends them.
+    """
     remove_dead()
     name = f"kiln-cluster-{uuid.uuid4().hex[:8]}"
     docker("network", "create", f"--label={LABEL}={name}", f"--label={OWNER_LABEL}={owner.myself()}", name)
@@ -244,7 +276,7 @@ def cluster(
         gateway = docker("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", name)
         metadata = Metadata()
         with serving(metadata, gateway):
-            one = Cluster(name, name, gateway, metadata, services, dict(env or {}), mount_point)
+            one = Cluster(name, name, gateway, metadata, services, **settings)
             try:
                 yield one
             finally:
@@ -254,14 +286,16 @@ def cluster(
 
 
 def remove_dead() -> None:
-    """Removes containers and networks of clusters whose simulating process is gone; their volumes stay."""
-    shape = f'{{{{index .Labels "{OWNER_LABEL}"}}}}'
-    for name in docker("network", "ls", "--format={{.Name}}", f"--filter=label={OWNER_LABEL}", check=False).split():
-        maker = docker("network", "inspect", "--format", shape, name, check=False)
-        running = docker("ps", "--quiet", f"--filter=label={LABEL}={name}", check=False)
-        if owner.is_dead(maker) or (owner.is_of_another_boot(maker) and not running):
-            _remove_containers(name)
-            docker("network", "rm", name, check=False)
+    """Removes what clusters have left whose simulating process is gone; only disposable volumes are among it."""
+    shape = f'{{{{.Name}}}} {{{{.Label "{LABEL}"}}}} {{{{.Label "{OWNER_LABEL}"}}}}'
+    filters = [f"--filter=label={label}" for label in (LABEL, OWNER_LABEL)]
+    for kind in ("network", "volume"):
+        for line in docker(kind, "ls", f"--format={shape}", *filters, check=False).splitlines():
+            thing, name, maker = line.split()
+            running = docker("ps", "--quiet", f"--filter=label={LABEL}={name}", check=False)
+            if owner.is_dead(maker) or (owner.is_of_another_boot(maker) and not running):
+                _remove_containers(name)
+                docker(kind, "rm", thing, check=False)
 
 
 def _remove_containers(name: str) -> None:

@@ -43,17 +43,32 @@ class Topology:
     @property
     def services(self) -> dict[str, Service]:
         """What the platform runs on a node, the health check's two commands among them."""
-        wanted = {name: (one["cmd"], one.get("timeout", 600)) for name, one in self.node.get("services", {}).items()}
         health = self.data["health_check"]
-        wanted["health check"] = (health["check_cmd"], health["timeout_sec"])
-        wanted["health action"] = (health["action_cmd"], health["action_timeout_sec"])
-        return {name: Service(name, command, int(seconds)) for name, (command, seconds) in wanted.items()}
+        wanted = {
+            **self.node.get("services", {}),
+            "health check": {"cmd": health["check_cmd"], "timeout": health["timeout_sec"]},
+            "health action": {"cmd": health["action_cmd"], "timeout": health["action_timeout_sec"]},
+        }
+        return {name: Service.of(name, settings) for name, settings in wanted.items()}
 
     @property
     def env(self) -> dict[str, str]:
         """Values as a node reads them: text, with JSON's words for truth."""
         values = self.data["env"].items()
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a cluster of it is made with."""
+        volume = self.node["volume"]
+        sizes = {key: str(self.node[key]) for key in ("cpu", "memory") if key in self.node}
+        return {
+            "env": self.env,
+            "mount_point": volume["mount_point"],
+            "role": self.node.get("role", ""),
+            "sizes": {**sizes, "volume_size": str(volume["size"])},
+            "disposable": True,
+        }
 
     @property
     def mount_point(self) -> str:
@@ -90,8 +105,7 @@ class Trial:
         """Goes through the steps; nothing is left in the engine, whatever happened."""
         name = ""
         try:
-            topology = self.topology
-            with cluster(topology.services, env=topology.env, mount_point=topology.mount_point) as made:
+            with cluster(self.topology.services, **self.topology.settings) as made:
                 name = made.name
                 self.go_through(made)
         except StepFailedError:
@@ -111,7 +125,7 @@ class Trial:
         for _ in range(self.topology.node["count"]):
             made.boot(made.add(self.image))
         self._configure(made)
-        for service in ("init", "start"):
+        for service in made.order("init"):
             for node in made.nodes:
                 made.run(node, service)
 
@@ -119,7 +133,7 @@ class Trial:
         added = made.boot(made.add(self.image))
         made.publish(adding_hosts={added.instance: {"ip": added.ip}})
         self._await(made)
-        for service in ("init", "start"):
+        for service in made.order("init"):
             made.run(added, service)
         made.publish()
         return made.nodes[-1]

@@ -146,7 +146,7 @@ class Rehearsal:
         path = self.project.images / "appcenter.yml"
         known = read_table(path, self.project.root).data["services"]
         names = self._release(release)["services"]
-        return {name: Service(name, known[name]["cmd"], int(known[name]["timeout"])) for name in names}
+        return {name: Service.of(name, known[name]) for name in names}
 
     # The rehearsal
 
@@ -174,7 +174,7 @@ class Rehearsal:
         with self._step("create", made):
             for _ in range(self.nodes):
                 made.boot(made.add(old))
-            self._configure(made, "init", "start")
+            self._configure(made, *made.order("init"))
         with self._step("fill", made):
             for node in made.nodes:
                 self._fill(made, node)
@@ -203,10 +203,9 @@ class Rehearsal:
         with self._step("configuration", made):
             audit = {"from_app_version": self.old, "to_app_version": self.new}
             self._publish(made, upgrade_audit=audit)
-        with self._step("upgrade", made):
-            self._run_all(made, "upgrade")
-        with self._step("start", made):
-            self._run_all(made, "start")
+        for service in made.order("upgrade"):
+            with self._step(service, made):
+                self._run_all(made, service)
         with self._step("manifest after", made):
             for node in made.nodes:
                 self._manifest(node, "after")
