@@ -211,7 +211,11 @@ class Probes:
     def unused(self, node: Node) -> str:
         """No process has anything of the volume open."""
         place = self.topology.mount_point
-        said = _shell(node, f"find /proc/[0-9]*/fd /proc/[0-9]*/cwd -lname '{place}*' 2>/dev/null")
+        script = (
+            f"find /proc/[0-9]*/fd /proc/[0-9]*/cwd -lname '{place}*' 2>/dev/null; "
+            f"grep -ls ' {place}/' /proc/[0-9]*/maps"
+        )
+        said = _shell(node, script)
         return f"still open: {said.splitlines()}" if said else ""
 
     def kept(self, node: Node) -> str:

@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -13,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"sort"
 	"strconv"
@@ -33,19 +31,15 @@ const (
 
 // resource is one file of conf.d. Owner and mode default to root and 0644, as in confd.
 type resource struct {
-	Src, Dest         string
-	Keys              []string
-	UID, GID          int
-	Mode              string
-	CheckCmd          string `toml:"check_cmd"`
-	ReloadCmd         string `toml:"reload_cmd"`
-	file, templateDir string
+	Src, Dest string
+	Keys      []string
+	UID, GID  int
+	Mode      string
+	ReloadCmd string `toml:"reload_cmd"`
 }
 
 // values are the leaves of the metadata: absolute key below the prefix to value.
 type values map[string]string
-
-type pair struct{ Key, Value string }
 
 func main() {
 	log.SetFlags(0)
@@ -147,20 +141,6 @@ func (v values) functions() template.FuncMap {
 			return "", fmt.Errorf("key does not exist: %s", key)
 		},
 		"exists": func(key string) bool { _, ok := v[key]; return ok },
-		"gets": func(pattern string) ([]pair, error) {
-			found := []pair{}
-			for key, value := range v {
-				matches, err := path.Match(pattern, key)
-				if err != nil {
-					return nil, err
-				}
-				if matches {
-					found = append(found, pair{key, value})
-				}
-			}
-			sort.Slice(found, func(i, j int) bool { return found[i].Key < found[j].Key })
-			return found, nil
-		},
 		"ls": func(dir string) []string {
 			dir = strings.TrimSuffix(dir, "/") + "/"
 			names := map[string]bool{}
@@ -176,8 +156,6 @@ func (v values) functions() template.FuncMap {
 			sort.Strings(found)
 			return found
 		},
-		"base":  path.Base,
-		"split": strings.Split,
 	}
 }
 
@@ -227,18 +205,7 @@ func render(file, templates string, data values) error {
 		return err
 	}
 	defer os.Remove(staged)
-	if one.CheckCmd != "" {
-		if err := run(strings.ReplaceAll(one.CheckCmd, "{{.src}}", staged)); err != nil {
-			return fmt.Errorf("check_cmd: %w", err)
-		}
-	}
-	if err := os.Rename(staged, one.Dest); errors.Is(err, syscall.EBUSY) {
-		// A mount point cannot be replaced, as /etc/hosts of a container: written in place.
-		err = os.WriteFile(one.Dest, text.Bytes(), os.FileMode(mode))
-		if err != nil {
-			return err
-		}
-	} else if err != nil {
+	if err := os.Rename(staged, one.Dest); err != nil {
 		return err
 	}
 	log.Printf("wrote %s", one.Dest)
