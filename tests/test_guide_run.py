@@ -252,6 +252,9 @@ def test_the_command_prints_json() -> None:
         (("--only", "nothing"), "the guide has no command nothing"),
         (("--image", "tpu"), "image tpu is not in release"),
         (("--release", "9.9"), "release '9.9' does not exist"),
+        (("--image", "all", "--image", "tpu"), "image tpu is not in release"),
+        (("--docs", "--image", "tpu"), "image tpu is not in release"),
+        (("--channel", "upstream", "--only", "digits"), "was baked on channel registry, not upstream"),
     ],
 )
 def test_what_cannot_be_run_ends_with_2(words: tuple[str, ...], says: str) -> None:

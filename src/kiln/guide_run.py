@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import requests
 
-from kiln.engine import Engine
+from kiln.engine import CHANNEL_LABEL, Engine
 from kiln.errors import KilnError
 from kiln.guide import Block, Entry, Guide
 from kiln.guide_terminal import Answer, Shell
-from kiln.matrix import Matrix
+from kiln.matrix import ImageSpec, Matrix
 from kiln.package import Packages
 from kiln.platform import Cluster, Node, cluster, docker, remove_volumes
 from kiln.project import Project
@@ -31,9 +31,22 @@ ANSWER_S = 10
 _OF_DEVICE = {"gpu": "GPU", "cpu": "CPU"}
 
 
-def image_of(guide: Guide) -> str:
+def image_of(spec: ImageSpec) -> str:
     """The image's reference in the engine."""
-    return f"deeplearning:{guide.spec.release}-{guide.spec.image}"
+    return f"deeplearning:{spec.release}-{spec.image}"
+
+
+def baked_on(reference: str, channel: str = "") -> str:
+    """The channel that an image in the engine says it was baked on; raises KilnError when it is not ``channel``."""
+    engine = Engine()
+    engine.check()
+    labels = engine.image_labels(reference)
+    if labels is None:
+        raise KilnError(f"{reference} is not baked", fix="run make images")
+    found = labels.get(CHANNEL_LABEL, "unknown")
+    if channel not in ("", found):
+        raise KilnError(f"{reference} was baked on channel {found}, not {channel}", fix="leave out --channel")
+    return found
 
 
 def choose(guide: Guide, only: str | None) -> list[list[Block]]:
@@ -66,11 +79,8 @@ class Runner:
 
     def run(self, groups: Sequence[Sequence[Block]]) -> Report:
         """Types them; nothing is left in the engine, whatever happened."""
-        image = image_of(self.guide)
-        engine = Engine()
-        engine.check()
-        if engine.image_labels(image) is None:
-            raise KilnError(f"{image} is not baked", fix=f"run make images RELEASE={self.guide.spec.release}")
+        image = image_of(self.guide.spec)
+        baked_on(image, self.guide.spec.channel.name)
         topology = self._topology()
         name = ""
         try:
@@ -101,7 +111,7 @@ class Runner:
 
     def _boot(self, made: Cluster, count: int) -> None:
         for _ in range(count):
-            made.boot(made.add(image_of(self.guide)))
+            made.boot(made.add(image_of(self.guide.spec)))
         made.publish()
         for node in made.nodes:
             made.await_configuration(node)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from kiln import records
 from kiln.artifact import Artifact
 from kiln.bootstrap import lock_name
+from kiln.engine import CHANNEL_LABEL
 from kiln.errors import KilnError
 from kiln.matrix import ImageSpec, Matrix
 from kiln.project import Project
@@ -162,7 +163,7 @@ class Planner:
         return {
             f"{prefix}.release": spec.release,
             f"{prefix}.image": spec.image,
-            f"{prefix}.channel": spec.channel.name,
+            CHANNEL_LABEL: spec.channel.name,
             f"{prefix}.digest": digest,
             f"{prefix}.substitutions": ",".join(spec.substitutions),
         }
