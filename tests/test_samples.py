@@ -21,6 +21,7 @@ FILES = CHECKOUT / "roles" / "samples" / "files"
 PROGRAMS = sorted(path.relative_to(FILES / "test").as_posix() for path in (FILES / "test").glob("*/*.py"))
 NOTEBOOK = FILES / "test" / "keras" / "mnist.ipynb"
 PYTHONS = ("py2", "py3")
+IMAGE = f"deeplearning:{Matrix(PROJECT, 'registry').releases()[-1]}-cpu"
 
 ENOUGH = 0.95
 """Accuracy that the samples promise on the stand-in's digits."""
@@ -122,10 +123,9 @@ class Node:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    release = Matrix(PROJECT, "registry").releases()[-1]
     name = f"kiln-test-{uuid.uuid4().hex[:12]}"
     command = ["docker", "run", "--detach", "--name", name, "--tmpfs=/tmp:exec,mode=1777"]
-    subprocess.run([*command, f"deeplearning:{release}-cpu", "sleep", "infinity"], check=True, capture_output=True)
+    subprocess.run([*command, IMAGE, "sleep", "infinity"], check=True, capture_output=True)
     try:
         target = Target(name, tmp_path_factory.mktemp("samples"), "/usr/bin/python3")
         run = target.run_role("samples")
@@ -246,11 +246,16 @@ def test_tensorboard_is_given_a_scalar(node: Node) -> None:
 CLUSTER = "--ps_hosts=127.0.0.1:2221 --worker_hosts=127.0.0.1:2223,127.0.0.1:2224"
 TAKE = "python -c 'import socket, time; s = socket.socket(); s.bind((\"\", {port})); s.listen(1); time.sleep(10)'"
 HOSTS = "--job_name=ps --task_index=0 --worker_hosts=127.0.0.1:2223"
+TOO_FEW = "a batch of 60001 from 60000 images"
 
 BAD = [
     *[(f"{name}/mnist.py --data /nowhere", "no such folder") for name in ("pycaffe", "tensorflow", "pytorch", "keras")],
     *[(f"{name}/mnist.py --fast", "unrecognized arguments: --fast") for name in ("pycaffe", "tensorflow", "pytorch")],
-    ("keras/mnist.py --epochs 0", "not a whole number above 0"),
+    ("keras/mnist.py --epochs 0", "not a whole number from 1 to"),
+    ("pytorch/mnist.py --steps 9999999999", "'9999999999' is not a whole number from 1 to"),
+    *[(f"{name}/mnist.py --batch 60001", TOO_FEW) for name in ("pycaffe", "tensorflow", "pytorch")],
+    (f"tensorflow/mnist_dist.py {CLUSTER} --job_name=worker --task_index=0 --batch 30001", "30001 from 30000 images"),
+    ("pytorch/mnist_dist.py --world-size 3 --batch 20001", "a batch of 20001 from 20000 images"),
     ("keras/mnist.py --data /etc", "/etc/train-images-idx3-ubyte.gz: cannot be read"),
     ("tensorflow/mnist_dist.py", "--ps_hosts"),
     (f"tensorflow/mnist_dist.py {CLUSTER} --job_name=worker --task_index=2", "--task_index 2: there are 2 of worker"),
@@ -399,6 +404,22 @@ def test_pytorchs_ranks_end_with_the_same_weights(node: Node, way: str, python: 
     for each in done:
         assert losses(each)[-1] < losses(each)[0]
     assert [accuracy > "0.8" for accuracy in re.findall(r"test accuracy: (\S+)", told)] == [True]
+
+
+@pytest.mark.engine
+def test_a_rank_keeps_to_its_gpu(node: Node) -> None:
+    """On a node with two, which this machine need not be."""
+    script = """
+import mnist_dist as m, argparse
+done, cuda = [], m.torch.cuda
+cuda.is_available, cuda.device_count = lambda: True, lambda: 2
+cuda.set_device = lambda number: done.append(number)
+m.LeNet.cuda = lambda net, *device: done.append(device)
+m.Rank(argparse.Namespace(world_size=4), 3, m.mnist_data.load())
+assert done == [1, ()], done
+"""
+    done = node.run("~/test/pytorch", f"python -B -c '{script}'")
+    assert done.code == 0, done.err
 
 
 @pytest.mark.engine
