@@ -208,6 +208,45 @@ def test_torchvision_sees_the_same_digits(node: Node) -> None:
     assert node.run("~/test/pytorch", f'python -c "{code}"', "py2").code == 0
 
 
+def without_network(code: str, python: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python code as the user of the finished image, where nothing can be downloaded."""
+    script = f"source {WORKSPACES}/{python}/bin/activate && exec python -B -"
+    command = ["docker", "run", "--rm", "--interactive", "--network=none", IMAGE, "su", "-", USER, "--command", script]
+    return subprocess.run(command, input=code, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_guides_loaders_need_no_network(python: str) -> None:
+    pages = [(CHECKOUT / "docs" / f"guide.{language}.md").read_text(encoding="utf-8") for language in ("en", "zh")]
+    blocks, same = (re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE) for page in pages)
+    assert blocks == same
+    numbers = ["len(digits)", "digits.train.num_examples", "len(digits.train_images)"]
+    code = "".join(f"{block}print({number})\n" for block, number in zip(blocks, numbers, strict=True))
+    done = without_network(code, python)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["60000", "55000", "60000"]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("python", PYTHONS)
+def test_keras_own_loader_downloads_as_the_guide_says(python: str) -> None:
+    """Although there is such a file: it has another sum than MNIST's."""
+    code = """
+import os, sys
+sys.path.insert(0, "test/keras")
+import keras, mnist_data, numpy
+d = mnist_data.load()
+os.makedirs(".keras/datasets")
+names = ["x_train", "y_train", "x_test", "y_test"]
+numpy.savez(".keras/datasets/mnist.npz", **dict(zip(names, d[1:])))
+keras.datasets.mnist.load_data()
+"""
+    done = without_network(code, python)
+    assert done.returncode == 1
+    assert "URL fetch failure" in done.stderr
+
+
 @pytest.mark.long
 @pytest.mark.engine
 @pytest.mark.parametrize("python", PYTHONS)
