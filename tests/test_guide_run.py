@@ -22,7 +22,7 @@ from kiln.owner import OWNER_LABEL
 from kiln.platform import LABEL, NODE_OWNER_LABEL, Cluster, docker
 from kiln.project import find_project
 from kiln.verify import Check, Report
-from tabled import DATA, MNIST, USER
+from tabled import DATA, MNIST, SAMPLES, USER
 
 PROJECT = find_project(Path(__file__).resolve().parent.parent)
 MATRIX = Matrix(PROJECT, "registry")
@@ -88,6 +88,7 @@ def test_the_cpu_image_keeps_the_whole_guide() -> None:
     assert_every_command_has_a_verdict(guide, report)
     assert [check.check for check in report.checks if "--quick" in check.reason] == []
     assert report.counts()["passed"] >= 40
+    assert "object-store/3" in names(report.checks, "substituted")
     assert left() == set()
 
 
@@ -99,7 +100,7 @@ def test_a_gpu_image_keeps_the_quick_part(image: str) -> None:
     report = Runner(PROJECT, guide, quick=True).run(choose(guide, None))
     assert failures(report) == []
     assert_every_command_has_a_verdict(guide, report)
-    assert {"cuda-version/1", "cudnn-version/1"} <= set(names(report.checks, "substituted"))
+    assert {"cuda-version/1", "cudnn-version/1", "object-store/3"} <= set(names(report.checks, "substituted"))
     assert "gpu-monitor/1" in names(report.checks, "passed")
 
 
@@ -203,6 +204,8 @@ def test_nothing_else_fails(broken: Report) -> None:
             "facenet/6",
             "did not print",
         ),
+        ("printf '#!/bin/sh\\n' >$(command -v qsctl)", "object-store", "object-store/3", "one.txt is not there"),
+        (f"rm -r ~{USER}/.qingstor", "object-store", "object-store/3", ".qingstor/config.yaml"),
         (
             "sed -i '/NotebookApp.ip/s/=.*/= \"127.0.0.1\"/' /etc/jupyter/jupyter_notebook_config.py",
             "jupyter-port",
@@ -211,7 +214,7 @@ def test_nothing_else_fails(broken: Report) -> None:
         ),
     ],
 )
-def test_a_server_that_is_not_reached_fails_by_name(script: str, block: str, caught: str, says: str) -> None:
+def test_what_is_wrong_at_a_command_is_told_of_it(script: str, block: str, caught: str, says: str) -> None:
     def break_it(made: Cluster) -> None:
         made.execute(made.nodes[0], script)
 
@@ -219,6 +222,17 @@ def test_a_server_that_is_not_reached_fails_by_name(script: str, block: str, cau
     report = Runner(PROJECT, guide, before=break_it).run(choose(guide, block))
     assert names(report.checks, "failed") == [caught]
     assert says in "".join(failures(report))
+
+
+@pytest.mark.engine
+def test_what_an_earlier_run_has_left_is_not_made() -> None:
+    def break_it(made: Cluster) -> None:
+        script = f"cd {SAMPLES}/tensorflow; mkdir -p tflog/old; : >tflog/old/events.out.tfevents.1"
+        made.execute(made.nodes[0], f"{script}; echo 'print(\"accuracy: 0.99\")' >mnist.py", user=USER)
+
+    report = Runner(PROJECT, guide_of(), before=break_it).run(choose(guide_of(), "tensorflow"))
+    assert names(report.checks, "failed") == ["tensorflow/2 [py2]", "tensorflow/2 [py3]"]
+    assert all(line.endswith(" is not new") for line in failures(report))
 
 
 # The command

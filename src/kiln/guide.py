@@ -45,6 +45,7 @@ class Command(Strict, frozen=True, rename={"code": "exit", "placeholders": "with
     seconds: float = 20
     slow: bool = False
     placeholders: dict[str, str] = {}
+    prepared: Literal["", "object-store"] = ""
     component: list[str] = []
     regardless: bool = False
     """Whether it is typed although a line before it failed."""

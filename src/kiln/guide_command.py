@@ -38,7 +38,7 @@ def guide(
 ) -> None:
     """Type every command of the user guide into a node, as its user, and tell what became of it.
 
-    Exit code 0: passed or substituted; 1: something failed; 2: could not run.
+    Exit code 0: passed or substituted; 1: something failed, or nothing could be typed; 2: could not run.
     """
     from rich.console import Console
 
