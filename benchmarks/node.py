@@ -328,29 +328,17 @@ class Bench:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Holds Ctrl-C and SIGTERM back: an engine that has begun to make a container makes it, whoever asked has gone."""
-    held = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
 def container(image: str, *options: str) -> Iterator[str]:
     """A container of the image that does nothing, without network; gone afterwards."""
     Engine().remove_orphans()
     name = f"kiln-bench-{uuid.uuid4().hex[:12]}"
     label = f"--label={OWNER_LABEL}={owner.myself()}"
     try:
-        with uninterrupted():
-            docker("run", "--detach", "--network=none", f"--name={name}", label, *options, image, "sleep", "infinity")
+        command = ["run", "--detach", "--network=none", f"--name={name}", label, *options, image, "sleep", "infinity"]
+        docker(*command, whole=True)
         yield name
     finally:
-        with uninterrupted():
-            docker("rm", "--force", "--volumes", name, check=False)
+        docker("rm", "--force", "--volumes", name, check=False, whole=True)
 
 
 @dataclass(frozen=True)

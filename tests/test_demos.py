@@ -338,6 +338,17 @@ def inception(node: Node) -> Followed:
     return Followed(shell, said)
 
 
+def test_inceptions_flow_runs_through(node: Node) -> None:
+    """In two steps, which teach it nothing: the long tests look at what it learns."""
+    shell = Shell(node, "py2")
+    shell.type(f"cp -r {DEMOS}/inception quick")
+    shell.type("cd quick")
+    shell.type("python draw.py . && sed -i 's/^STEPS = .*/STEPS = 2/' train.py")
+    assert "30 pictures of dog and cat" in shell.type("python train.py")
+    answer = shell.type("python test.py picture/dog/dog1.jpg")
+    assert re.fullmatch(r"picture/dog/dog1\.jpg: (dog|cat) (0\.\d+|1\.0+)\n", answer), answer
+
+
 @pytest.mark.long
 def test_inception_is_trained_on_thirty_pictures(inception: Followed) -> None:
     assert "30 pictures of dog and cat" in inception.said["python train.py"]

@@ -89,8 +89,28 @@ def test_a_line_that_moves_to_another_section_is_found(tmp_path: Path, text: str
 
 
 @pytest.mark.parametrize(
+    "block",
+    [
+        "```shell\nkeras-tool --now\n```",
+        "  ```shell\n  keras-tool --now\n  ```",
+        "- ```shell\n  keras-tool --now\n  ```",
+        "~~~\nkeras-tool --now\n~~~",
+        "````\nkeras-tool --now\n````",
+        "    keras-tool --now",
+        "\tkeras-tool --now",
+    ],
+)
+def test_a_block_of_any_form_is_found(tmp_path: Path, text: str, block: str) -> None:
+    (found,) = gaps(tmp_path, text.replace("### Keras 测试示例\n", f"### Keras 测试示例\n\n{block}\n\n", 1))
+    assert found.endswith(": keras-tool --now: the table lacks it")
+
+
+@pytest.mark.parametrize(
     ("old", "new", "says"),
     [
+        ("目前不支持多机分布式训练", "日志在/var/log/caffe", "/var/log/caffe: no entry speaks of it"),
+        ("目前不支持多机分布式训练", "端口 7777", "7777: no entry speaks of it"),
+        ("目前不支持多机分布式训练", f"在 {HOME}/caffe", f"{HOME}/caffe: no entry speaks of it"),
         ("默认端口号为 `6006`", "默认端口号为 `6007`", "`6007`: no entry speaks of it"),
         (PASSWORD, "another", f"{USER}/another: no entry speaks of it"),
         ("PyTorch 从 Torch 发展而来", f"PyTorch 在 {HOME}/torch", f"{HOME}/torch: no entry speaks of it"),
@@ -101,6 +121,24 @@ def test_a_line_that_moves_to_another_section_is_found(tmp_path: Path, text: str
 def test_a_changed_promise_is_found(tmp_path: Path, text: str, old: str, new: str, says: str) -> None:
     assert old in text
     found = gaps(tmp_path, text.replace(old, new))
+    assert any(says in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (r"cuDNN[\d.]+ 和", "cuDNN7.9.9 和", "7.9.9: no entry speaks of it"),
+        (r"CUDA[\d.]+ (?=.*CUDA([\d.]+))", r"CUDA\1 ", "the guide does not say so in 青云深度学习平台"),
+        (r"Caffe\(BVLC/Intel\)", "Caffe(Intel/BVLC)", "the guide does not say so in 青云深度学习平台"),
+        (r"(TensorFlow\(([\d.]+).*PyTorch\()[\d.]+", r"\1\2", "the guide does not say so in 青云深度学习平台"),
+        (r"(Python 的版本为 .* 和) \S+", r"\1 3.9", "3.9: no entry speaks of it"),
+        (r"更新为TensorFlow [\d.]+", "更新为TensorFlow 1.7.0", "the guide does not say so in v1.2"),
+    ],
+)
+def test_a_changed_version_is_found(tmp_path: Path, text: str, old: str, new: str, says: str) -> None:
+    changed, number = re.subn(old, new, text, count=1)
+    assert number == 1
+    found = gaps(tmp_path, changed)
     assert any(says in line for line in found), found
 
 
@@ -143,7 +181,7 @@ def test_the_table_repeats_no_value_of_the_tables() -> None:
         ("seconds: 300", "seconds: 0", "seconds must be more than 0"),
         ("seconds: 300", "seconds: soon", "expected float, got str"),
         ("  tensorboard-port:\n", "  tensorboard:\n", "tensorboard is a block and a promise"),
-        ("    quote: 增加GPU监控\n", "", "key quote is missing"),
+        ("    quote: 在详情页点击 `新增节点` 按钮\n", "", "key quote is missing"),
         ("      - line: nvidia-smi\n", "      - command: nvidia-smi\n", "unknown key command"),
         ("{{ node.paths.samples }}/pycaffe\n", "{{ node.paths.simples }}/pycaffe\n", "simples"),
         ("errata:\n", "slips:\n", "unknown key slips"),

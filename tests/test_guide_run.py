@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from kiln import owner
 from kiln.guide import Guide, read_guide
 from kiln.guide_run import Runner, choose
 from kiln.guide_terminal import Shell, Terminal
 from kiln.matrix import Matrix
-from kiln.platform import LABEL, Cluster, docker
+from kiln.owner import OWNER_LABEL
+from kiln.platform import LABEL, NODE_OWNER_LABEL, Cluster, docker
 from kiln.project import find_project
 from kiln.verify import Check, Report
-from tabled import DATA, MNIST, USER
+from tabled import DATA, MNIST, SAMPLES, USER
 
 PROJECT = find_project(Path(__file__).resolve().parent.parent)
 MATRIX = Matrix(PROJECT, "registry")
@@ -40,11 +42,26 @@ def failures(report: Report) -> list[str]:
     return [f"{check.check}: {check.reason}" for check in report.checks if check.verdict == "failed"]
 
 
-def left() -> list[str]:
-    """What clusters of this machine hold."""
-    found = docker("ps", "--all", "--quiet", f"--filter=label={LABEL}").split()
-    found += docker("volume", "ls", "--quiet", f"--filter=label={LABEL}").split()
-    return found + docker("network", "ls", "--quiet", f"--filter=label={LABEL}").split()
+def held() -> dict[str, str]:
+    """Container, network or volume of a cluster to the process that it was made for."""
+    found = {}
+    for kind, called, label, options in (
+        ("container", "Names", NODE_OWNER_LABEL, ["--all"]),
+        ("network", "Name", OWNER_LABEL, []),
+        ("volume", "Name", OWNER_LABEL, []),
+    ):
+        shape = f'--format={kind}:{{{{.{called}}}}} {{{{.Label "{label}"}}}}'
+        for line in docker(
+            kind, "ls", *options, shape, f"--filter=label={LABEL}", f"--filter=label={label}"
+        ).splitlines():
+            thing, maker = line.split()
+            found[thing] = maker
+    return found
+
+
+def left() -> set[str]:
+    """What this process or dead ones hold; others of this machine may be at work."""
+    return {thing for thing, maker in held().items() if maker == owner.myself() or owner.is_dead(maker)}
 
 
 def assert_every_command_has_a_verdict(guide: Guide, report: Report) -> None:
@@ -66,13 +83,13 @@ def assert_every_command_has_a_verdict(guide: Guide, report: Report) -> None:
 @pytest.mark.timeout(1800)
 def test_the_cpu_image_keeps_the_whole_guide() -> None:
     guide = guide_of()
-    before = set(left())
     report = Runner(PROJECT, guide).run(choose(guide, None))
     assert failures(report) == []
     assert_every_command_has_a_verdict(guide, report)
     assert [check.check for check in report.checks if "--quick" in check.reason] == []
     assert report.counts()["passed"] >= 40
-    assert set(left()) <= before
+    assert "object-store/3" in names(report.checks, "substituted")
+    assert left() == set()
 
 
 @pytest.mark.engine
@@ -83,7 +100,7 @@ def test_a_gpu_image_keeps_the_quick_part(image: str) -> None:
     report = Runner(PROJECT, guide, quick=True).run(choose(guide, None))
     assert failures(report) == []
     assert_every_command_has_a_verdict(guide, report)
-    assert {"cuda-version/1", "cudnn-version/1"} <= set(names(report.checks, "substituted"))
+    assert {"cuda-version/1", "cudnn-version/1", "object-store/3"} <= set(names(report.checks, "substituted"))
     assert "gpu-monitor/1" in names(report.checks, "passed")
 
 
@@ -187,6 +204,8 @@ def test_nothing_else_fails(broken: Report) -> None:
             "facenet/6",
             "did not print",
         ),
+        ("printf '#!/bin/sh\\n' >$(command -v qsctl)", "object-store", "object-store/3", "one.txt is not there"),
+        (f"rm -r ~{USER}/.qingstor", "object-store", "object-store/3", ".qingstor/config.yaml"),
         (
             "sed -i '/NotebookApp.ip/s/=.*/= \"127.0.0.1\"/' /etc/jupyter/jupyter_notebook_config.py",
             "jupyter-port",
@@ -195,7 +214,7 @@ def test_nothing_else_fails(broken: Report) -> None:
         ),
     ],
 )
-def test_a_server_that_is_not_reached_fails_by_name(script: str, block: str, caught: str, says: str) -> None:
+def test_what_is_wrong_at_a_command_is_told_of_it(script: str, block: str, caught: str, says: str) -> None:
     def break_it(made: Cluster) -> None:
         made.execute(made.nodes[0], script)
 
@@ -203,6 +222,17 @@ def test_a_server_that_is_not_reached_fails_by_name(script: str, block: str, cau
     report = Runner(PROJECT, guide, before=break_it).run(choose(guide, block))
     assert names(report.checks, "failed") == [caught]
     assert says in "".join(failures(report))
+
+
+@pytest.mark.engine
+def test_what_an_earlier_run_has_left_is_not_made() -> None:
+    def break_it(made: Cluster) -> None:
+        script = f"cd {SAMPLES}/tensorflow; mkdir -p tflog/old; : >tflog/old/events.out.tfevents.1"
+        made.execute(made.nodes[0], f"{script}; echo 'print(\"accuracy: 0.99\")' >mnist.py", user=USER)
+
+    report = Runner(PROJECT, guide_of(), before=break_it).run(choose(guide_of(), "tensorflow"))
+    assert names(report.checks, "failed") == ["tensorflow/2 [py2]", "tensorflow/2 [py3]"]
+    assert all(line.endswith(" is not new") for line in failures(report))
 
 
 # The command
@@ -236,6 +266,9 @@ def test_the_command_prints_json() -> None:
         (("--only", "nothing"), "the guide has no command nothing"),
         (("--image", "tpu"), "image tpu is not in release"),
         (("--release", "9.9"), "release '9.9' does not exist"),
+        (("--image", "all", "--image", "tpu"), "image tpu is not in release"),
+        (("--docs", "--image", "tpu"), "image tpu is not in release"),
+        (("--channel", "upstream", "--only", "digits"), "was baked on channel registry, not upstream"),
     ],
 )
 def test_what_cannot_be_run_ends_with_2(words: tuple[str, ...], says: str) -> None:
@@ -248,20 +281,56 @@ def test_what_cannot_be_run_ends_with_2(words: tuple[str, ...], says: str) -> No
 @pytest.mark.engine
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_nothing(number: signal.Signals, code: int) -> None:
-    before = set(left())
     environment = {**os.environ, "KILN_ROOT": str(PROJECT.root)}
     # Run in the background, this test's own processes would ignore Ctrl-C.
     command = ["env", "--default-signal=INT", *KILN, "guide", "--only", "tools"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     ends = time.monotonic() + 60
-    while not set(left()) - before and time.monotonic() < ends:
+    while not any(f"/{process.pid}:" in maker for maker in held().values()) and time.monotonic() < ends:
         time.sleep(0.2)
     time.sleep(2)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert "Traceback" not in said
-    assert set(left()) <= before
+    assert left() == set()
+
+
+SLOW_ENGINE = """#!/bin/sh
+export PATH={path}
+case "$1 $2" in "{verb}"*) ;; *) exec docker "$@" ;; esac
+mkdir {folder}/came || exec docker "$@"
+group=$(ps -o pgid= -p $PPID | tr -d ' ')
+setsid sh -c 'sleep {delay}; exec docker "$@"' - "$@" &
+sleep 0.3
+kill -s INT -- "-$group"
+wait $!
+"""
+"""A docker on whose verb comes Ctrl-C, as a terminal sends it; what has begun is made, whoever has asked is gone."""
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("verb", ["network create", "volume create", "run", "rm", "volume rm", "network rm"])
+def test_ctrl_c_in_a_terminal_leaves_nothing(tmp_path: Path, verb: str) -> None:
+    # What is asked to be made comes when all else has been removed.
+    delay = 0.5 if verb.endswith("rm") else 3
+    script = SLOW_ENGINE.format(path=os.environ["PATH"], verb=verb, delay=delay, folder=tmp_path)
+    (tmp_path / "docker").write_text(script)
+    (tmp_path / "docker").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["env", "--default-signal=INT", *KILN, "guide", "--only", "activation"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "KILN_ROOT": str(PROJECT.root), "PATH": path},
+        start_new_session=True,
+    )
+    assert (tmp_path / "came").exists()
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    time.sleep(delay + 1)
+    assert left() == set()
 
 
 # The terminal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from kiln.errors import KilnError, TerminatedError
 from kiln.life import Life, Probes
 from kiln.metadata import Metadata
 from kiln.package import Files, Packages
-from kiln.platform import LABEL, Cluster, Node, cluster, docker, remove_dead, remove_volumes
+from kiln.platform import LABEL, NODE_OWNER_LABEL, Cluster, Node, cluster, docker, remove_dead, remove_volumes
 from kiln.release_ids import ReleaseIds
 from kiln.trial import Topology, left
 from stage_container import PROJECT
@@ -231,6 +232,16 @@ with cluster({{}}, disposable={disposable}) as made:
     remove_dead()
     assert left(name) == ("" if disposable else f"left: {name}-data1")
     remove_volumes(name)
+
+
+def test_a_container_that_a_killed_simulation_left_alone_is_removed() -> None:
+    script = "from kiln import owner; print(owner.myself())"
+    maker = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    name = f"kiln-cluster-{uuid.uuid4().hex[:8]}"
+    labels = [f"--label={LABEL}={name}", f"--label={NODE_OWNER_LABEL}={maker}"]
+    docker("create", *labels, "deeplearning:1.2-cpu", "true")
+    remove_dead()
+    assert left(name) == ""
 
 
 def test_a_step_that_fails_ends_the_life_and_leaves_nothing() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kiln import guide_object_store
 from stage_container import Target, baked_plan, started
 from tabled import HOME, USER
 
@@ -17,8 +18,10 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 HOST, BUCKET, PORT = "qingstor.test", "mydata", 8080
 BREAKING, SILENT = 8081, 8082
+AT_ONCE = "connection_retries: 0\n"
+"""qsctl waits longer before each retry."""
 ACCESS, SECRET = "ACCESSKEYFORTHISTEST", "secret" * 6 + "keys"
-SERVER = Path(__file__).with_name("qingstor_server.py")
+SERVER = Path(guide_object_store.__file__)
 
 
 class Node(Target):
@@ -29,8 +32,9 @@ class Node(Target):
     ) -> subprocess.CompletedProcess[str]:
         """Runs qsctl as a user does: in a login shell, with the keys of ~/.qingstor/config.yaml."""
         config = f"access_key_id: {ACCESS}\nsecret_access_key: {secret}\nhost: {HOST}\nport: {port}\nprotocol: http\n"
-        config += f"connection_retries: 0\n{more}"
-        self.shell(f"cat >{HOME}/.qingstor/config.yaml; rm -rf {HOME}/data", stdin=config.encode())
+        config += more
+        script = f"cat >{HOME}/.qingstor/config.yaml; rm -rf {HOME}/data; install -d -o {USER} {HOME}/data"
+        self.shell(script, stdin=config.encode())
         command = ["docker", "exec", f"--user={USER}", f"--workdir={HOME}", self.name, "bash", "-lc", f"qsctl {words}"]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
@@ -97,12 +101,12 @@ def test_an_object_that_is_not_there(node: Node) -> None:
 
 def test_nobody_answers(node: Node) -> None:
     begun = time.monotonic()
-    assert_sentence(node.qsctl(f"cp -r qs://{BUCKET}/ data/", port=SILENT), "it cannot be reached")
+    assert_sentence(node.qsctl(f"cp -r qs://{BUCKET}/ data/", port=SILENT, more=AT_ONCE), "it cannot be reached")
     assert time.monotonic() - begun < 30
 
 
 def test_a_connection_that_breaks_halfway(node: Node) -> None:
-    assert_sentence(node.qsctl(f"cp -r qs://{BUCKET}/ data/", port=BREAKING), "broke off")
+    assert_sentence(node.qsctl(f"cp -r qs://{BUCKET}/ data/", port=BREAKING, more=AT_ONCE), "broke off")
     assert "large" not in node.shell(f"find {HOME}/data -name large"), "half an object stands under its name"
 
 

@@ -21,12 +21,15 @@ FILES = CHECKOUT / "roles" / "samples" / "files"
 PROGRAMS = sorted(path.relative_to(FILES / "test").as_posix() for path in (FILES / "test").glob("*/*.py"))
 NOTEBOOK = FILES / "test" / "keras" / "mnist.ipynb"
 PYTHONS = ("py2", "py3")
+IMAGE = f"deeplearning:{Matrix(PROJECT, 'registry').releases()[-1]}-cpu"
 
 ENOUGH = 0.95
 """Accuracy that the samples promise on the stand-in's digits."""
 
 LONGEST_S = 120
 """Time that they promise on two cores."""
+
+CORES = "--cpus=2"
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -122,10 +125,9 @@ class Node:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    release = Matrix(PROJECT, "registry").releases()[-1]
     name = f"kiln-test-{uuid.uuid4().hex[:12]}"
-    command = ["docker", "run", "--detach", "--name", name, "--tmpfs=/tmp:exec,mode=1777"]
-    subprocess.run([*command, f"deeplearning:{release}-cpu", "sleep", "infinity"], check=True, capture_output=True)
+    command = ["docker", "run", "--detach", "--name", name, "--tmpfs=/tmp:exec,mode=1777", CORES]
+    subprocess.run([*command, IMAGE, "sleep", "infinity"], check=True, capture_output=True)
     try:
         target = Target(name, tmp_path_factory.mktemp("samples"), "/usr/bin/python3")
         run = target.run_role("samples")
@@ -208,6 +210,45 @@ def test_torchvision_sees_the_same_digits(node: Node) -> None:
     assert node.run("~/test/pytorch", f'python -c "{code}"', "py2").code == 0
 
 
+def without_network(code: str, python: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python code as the user of the finished image, where nothing can be downloaded."""
+    script = f"source {WORKSPACES}/{python}/bin/activate && exec python -B -"
+    command = ["docker", "run", "--rm", "--interactive", "--network=none", IMAGE, "su", "-", USER, "--command", script]
+    return subprocess.run(command, input=code, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_guides_loaders_need_no_network(python: str) -> None:
+    pages = [(CHECKOUT / "docs" / f"guide.{language}.md").read_text(encoding="utf-8") for language in ("en", "zh")]
+    blocks, same = (re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE) for page in pages)
+    assert blocks == same
+    numbers = ["len(digits)", "digits.train.num_examples", "len(digits.train_images)"]
+    code = "".join(f"{block}print({number})\n" for block, number in zip(blocks, numbers, strict=True))
+    done = without_network(code, python)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["60000", "55000", "60000"]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("python", PYTHONS)
+def test_keras_own_loader_downloads_as_the_guide_says(python: str) -> None:
+    """Although there is such a file: it has another sum than MNIST's."""
+    code = """
+import os, sys
+sys.path.insert(0, "test/keras")
+import keras, mnist_data, numpy
+d = mnist_data.load()
+os.makedirs(".keras/datasets")
+names = ["x_train", "y_train", "x_test", "y_test"]
+numpy.savez(".keras/datasets/mnist.npz", **dict(zip(names, d[1:])))
+keras.datasets.mnist.load_data()
+"""
+    done = without_network(code, python)
+    assert done.returncode == 1
+    assert "URL fetch failure" in done.stderr
+
+
 @pytest.mark.long
 @pytest.mark.engine
 @pytest.mark.parametrize("python", PYTHONS)
@@ -246,11 +287,16 @@ def test_tensorboard_is_given_a_scalar(node: Node) -> None:
 CLUSTER = "--ps_hosts=127.0.0.1:2221 --worker_hosts=127.0.0.1:2223,127.0.0.1:2224"
 TAKE = "python -c 'import socket, time; s = socket.socket(); s.bind((\"\", {port})); s.listen(1); time.sleep(10)'"
 HOSTS = "--job_name=ps --task_index=0 --worker_hosts=127.0.0.1:2223"
+TOO_FEW = "a batch of 60001 from 60000 images"
 
 BAD = [
     *[(f"{name}/mnist.py --data /nowhere", "no such folder") for name in ("pycaffe", "tensorflow", "pytorch", "keras")],
     *[(f"{name}/mnist.py --fast", "unrecognized arguments: --fast") for name in ("pycaffe", "tensorflow", "pytorch")],
-    ("keras/mnist.py --epochs 0", "not a whole number above 0"),
+    ("keras/mnist.py --epochs 0", "not a whole number from 1 to"),
+    ("pytorch/mnist.py --steps 9999999999", "'9999999999' is not a whole number from 1 to"),
+    *[(f"{name}/mnist.py --batch 60001", TOO_FEW) for name in ("pycaffe", "tensorflow", "pytorch")],
+    (f"tensorflow/mnist_dist.py {CLUSTER} --job_name=worker --task_index=0 --batch 30001", "30001 from 30000 images"),
+    ("pytorch/mnist_dist.py --world-size 3 --batch 20001", "a batch of 20001 from 20000 images"),
     ("keras/mnist.py --data /etc", "/etc/train-images-idx3-ubyte.gz: cannot be read"),
     ("tensorflow/mnist_dist.py", "--ps_hosts"),
     (f"tensorflow/mnist_dist.py {CLUSTER} --job_name=worker --task_index=2", "--task_index 2: there are 2 of worker"),
@@ -399,6 +445,22 @@ def test_pytorchs_ranks_end_with_the_same_weights(node: Node, way: str, python: 
     for each in done:
         assert losses(each)[-1] < losses(each)[0]
     assert [accuracy > "0.8" for accuracy in re.findall(r"test accuracy: (\S+)", told)] == [True]
+
+
+@pytest.mark.engine
+def test_a_rank_keeps_to_its_gpu(node: Node) -> None:
+    """On a node with two, which this machine need not be."""
+    script = """
+import mnist_dist as m, argparse
+done, cuda = [], m.torch.cuda
+cuda.is_available, cuda.device_count = lambda: True, lambda: 2
+cuda.set_device = lambda number: done.append(number)
+m.LeNet.cuda = lambda net, *device: done.append(device)
+m.Rank(argparse.Namespace(world_size=4), 3, m.mnist_data.load())
+assert done == [1, ()], done
+"""
+    done = node.run("~/test/pytorch", f"python -B -c '{script}'")
+    assert done.code == 0, done.err
 
 
 @pytest.mark.engine

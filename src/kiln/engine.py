@@ -307,6 +307,7 @@ class Engine:
 
 STAGE_LABEL = "org.deeplearning.kiln.stage"
 DIGEST_LABEL = "org.deeplearning.kiln.digest"
+CHANNEL_LABEL = "org.deeplearning.channel"
 
 
 def _interface_address(name: str) -> str:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from kiln.components import Strict
 from kiln.errors import KilnError
-from kiln.matrix import ImageSpec
+from kiln.matrix import ImageSpec, Matrix
 from kiln.project import Project
+from kiln.published_speed import read_published_speed
 from kiln.tables import Table, read_table
 from kiln.templating import render
 
@@ -44,6 +45,7 @@ class Command(Strict, frozen=True, rename={"code": "exit", "placeholders": "with
     seconds: float = 20
     slow: bool = False
     placeholders: dict[str, str] = {}
+    prepared: Literal["", "object-store"] = ""
     component: list[str] = []
     regardless: bool = False
     """Whether it is typed although a line before it failed."""
@@ -161,6 +163,8 @@ def read_guide(project: Project, spec: ImageSpec) -> Guide:
     head = table.convert(_Head)
     names = spec.names()
     names["addresses"] = [""] * 2
+    _, release = Matrix(project, spec.channel.name).release(spec.release)
+    names |= {"images": release.images, "upgrades_from": release.upgrades_from, "speed": read_published_speed(project)}
     blocks = tuple(_block(table, spec, "blocks", name) for name in head.blocks)
     promises = tuple(_block(table, spec, "promises", name) for name in head.promises)
     seen: set[str] = set()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--image", "images", multiple=True, help="cpu, cuda80, cuda91 or all; may stand several times. Default: cpu."
 )
-@click.option("--channel", default="registry", show_default=True, help="The channel it was baked on.")
+@click.option("--channel", help="Default: what the images say; of --docs: registry.")
 @click.option("--quick", is_flag=True, help="Leave out what takes long, as training.")
 @click.option("--only", metavar="ID", help="Only this block of images/guide.yml, as tensorboard.")
 @click.option("--docs", is_flag=True, help="Only write docs/guide.*.md anew.")
@@ -30,7 +30,7 @@ def guide(
     find: Callable[[], Project],
     release: str | None,
     images: tuple[str, ...],
-    channel: str,
+    channel: str | None,
     quick: bool,
     only: str | None,
     docs: bool,
@@ -38,26 +38,30 @@ def guide(
 ) -> None:
     """Type every command of the user guide into a node, as its user, and tell what became of it.
 
-    Exit code 0: passed or substituted; 1: something failed; 2: could not run.
+    Exit code 0: passed or substituted; 1: something failed, or nothing could be typed; 2: could not run.
     """
     from rich.console import Console
 
     from kiln.guide import read_guide
-    from kiln.guide_run import Runner, choose
+    from kiln.guide_run import Runner, baked_on, choose, image_of
     from kiln.matrix import Matrix
     from kiln.verify import Check
 
     project = find()
+    matrix = Matrix(project, channel or "registry")
+    wanted = release or matrix.releases()[-1]
+    named = [matrix.resolve(wanted, image) for image in images if image != "all"]
     if docs:
         from kiln.guide_docs import write_docs
 
-        for path in write_docs(project, channel):
+        for path in write_docs(project, matrix.channel.name):
             click.echo(f"wrote {project.relative(path)}")
         return
-    matrix = Matrix(project, channel)
-    wanted = release or matrix.releases()[-1]
-    chosen = matrix.images(wanted) if "all" in images else images or ("cpu",)
-    guides = [read_guide(project, matrix.resolve(wanted, image)) for image in chosen]
+    if "all" in images or not images:
+        named = [matrix.resolve(wanted, image) for image in (matrix.images(wanted) if images else ["cpu"])]
+    channels = [baked_on(image_of(spec), channel or "") for spec in named]
+    specs = [Matrix(project, on).resolve(wanted, spec.image) for spec, on in zip(named, channels, strict=True)]
+    guides = [read_guide(project, spec) for spec in specs]
     groups = [choose(one, only) for one in guides]
     begun = time.monotonic()
     reports = []

@@ -11,8 +11,17 @@ from kiln.errors import KilnError
 from kiln.guide import Guide
 
 _HEADING = re.compile(r"(#{2,4}) +(.*\S)")
-_PROMISED = re.compile(r"/home/\w+[\w/.-]*|(?<![\w./])/data\b|`\d+`|(?<=节点登录信息\uff1a)\S+")
-"""What a sentence promises: paths on a node, ports, the login."""
+_FENCE = re.compile(r"(?:[-*>] *|\d+\. +| +)*(```+|~~~+).*")
+_INDENTED = re.compile(r"(?: {4}|\t)\s*\S")
+_ADDRESS = re.compile(r"\]\([^)]*\)|https?://[^\s)\]]+")
+_PROMISED = re.compile(
+    r"(?<![\w./<-])/[A-Za-z][\w./-]*"  # a path on a node
+    r"|(?<![\d.])\d+\.\d+(?:\.\d+)?(?![\d.])"  # a version; an IP address has more numbers
+    r"|(?<=端口) *\d+|`\d+`"  # a port
+    r"|(?<=节点登录信息\uff1a)\S+",  # the login
+    re.ASCII,
+)
+"""What a sentence promises."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +59,14 @@ def read_original(path: Path) -> Original:
     except (OSError, UnicodeDecodeError) as error:
         raise KilnError(f"cannot be read ({error})", where=str(path), fix="restore it from version control") from None
     heads: dict[int, str] = {}
-    section, number, fence = "", 0, 0
+    section, number, fence, mark = "", 0, 0, ""
     commands: list[Typed] = []
     sections: dict[str, list[str]] = {}
     for at, line in enumerate(lines, 1):
-        if line.startswith("```"):
-            fence, number = (0 if fence else at), 0
-        elif fence:
+        edge = _FENCE.fullmatch(line)
+        if edge and (not fence or edge[1].startswith(mark)):
+            fence, number, mark = (0 if fence else at), 0, edge[1]
+        elif fence or _INDENTED.match(line):
             if line.strip() and not line.lstrip().startswith("#"):
                 number += 1
                 commands.append(Typed(section, number, line.strip(), at))
@@ -135,11 +145,18 @@ def _quotes(guide: Guide, original: Original) -> list[str]:
 
 
 def _promised(guide: Guide, original: Original) -> list[str]:
-    """Every path, port and login of the prose stands in a command or a quote."""
+    """Every path, port, version and login of the prose stands in a command or a quote."""
     told = [guide.text(block.row.quote, block.where) for block in guide.promises]
+    told += [guide.text(erratum.wrong, name) for name, erratum in guide.errata.items()]
     told += [guide.line(entry) for entry in guide.entries]
+    known = {promise for text in told for promise in _promises(text)}
     return [
         f"{original.path.name}: {promise}: no entry speaks of it"
-        for promise in sorted(set(_PROMISED.findall(original.prose)))
-        if not any(promise in text for text in told)
+        for promise in sorted(_promises(original.prose) - known)
     ]
+
+
+def _promises(text: str) -> set[str]:
+    """What ``text`` promises, tables' rows and addresses of downloads left out."""
+    lines = [line for line in text.splitlines() if " | " not in line]
+    return {found.strip() for found in _PROMISED.findall(_ADDRESS.sub(" ", "\n".join(lines)))}

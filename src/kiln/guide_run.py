@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 import requests
 
-from kiln.engine import Engine
+from kiln.engine import CHANNEL_LABEL, Engine
 from kiln.errors import KilnError
 from kiln.guide import Block, Entry, Guide
+from kiln.guide_object_store import filled
 from kiln.guide_terminal import Answer, Shell
-from kiln.matrix import Matrix
+from kiln.matrix import ImageSpec, Matrix
 from kiln.package import Packages
 from kiln.platform import Cluster, Node, cluster, docker, remove_volumes
 from kiln.project import Project
@@ -28,12 +29,31 @@ REST_S = 30
 ANSWER_S = 10
 """A server that has told its address answers there at once."""
 
+BUCKET = "mydata"
+"""Source: the user guide's own example."""
+
+DOUBLES = {"object-store": "a double stands for the object store"}
+"""What is told of a command that runs on what was prepared for it."""
+
 _OF_DEVICE = {"gpu": "GPU", "cpu": "CPU"}
 
 
-def image_of(guide: Guide) -> str:
+def image_of(spec: ImageSpec) -> str:
     """The image's reference in the engine."""
-    return f"deeplearning:{guide.spec.release}-{guide.spec.image}"
+    return f"deeplearning:{spec.release}-{spec.image}"
+
+
+def baked_on(reference: str, channel: str = "") -> str:
+    """The channel that an image in the engine says it was baked on; raises KilnError when it is not ``channel``."""
+    engine = Engine()
+    engine.check()
+    labels = engine.image_labels(reference)
+    if labels is None:
+        raise KilnError(f"{reference} is not baked", fix="run make images")
+    found = labels.get(CHANNEL_LABEL, "unknown")
+    if channel not in ("", found):
+        raise KilnError(f"{reference} was baked on channel {found}, not {channel}", fix="leave out --channel")
+    return found
 
 
 def choose(guide: Guide, only: str | None) -> list[list[Block]]:
@@ -66,11 +86,8 @@ class Runner:
 
     def run(self, groups: Sequence[Sequence[Block]]) -> Report:
         """Types them; nothing is left in the engine, whatever happened."""
-        image = image_of(self.guide)
-        engine = Engine()
-        engine.check()
-        if engine.image_labels(image) is None:
-            raise KilnError(f"{image} is not baked", fix=f"run make images RELEASE={self.guide.spec.release}")
+        image = image_of(self.guide.spec)
+        baked_on(image, self.guide.spec.channel.name)
         topology = self._topology()
         name = ""
         try:
@@ -101,7 +118,7 @@ class Runner:
 
     def _boot(self, made: Cluster, count: int) -> None:
         for _ in range(count):
-            made.boot(made.add(image_of(self.guide)))
+            made.boot(made.add(image_of(self.guide.spec)))
         made.publish()
         for node in made.nodes:
             made.await_configuration(node)
@@ -165,6 +182,9 @@ class _Session:
         self._shell: Shell | None = None
         self._reason = ""
         self._begun = 0.0
+        self._there: set[str] = set()
+        """What its patterns of paths led to before the command."""
+        self._doubles = ExitStack()
         guide = runner.guide
         versions = zip(guide.spec.row.python, guide.spec.pythons, strict=True)
         self._names = {
@@ -198,10 +218,21 @@ class _Session:
         if self._shell is None and (words := self._open()):
             self._reason, self.failed = words, self.name(entry)
             return True
-        line = self.runner.guide.corrected(entry)
+        guide = self.runner.guide
+        line = guide.corrected(entry)
         for placeholder, value in entry.command.placeholders.items():
             line = line.replace(placeholder, self._text(value, entry))
         assert self._shell is not None
+        if entry.command.prepared:
+            script = self._doubles.enter_context(filled(self.made.gateway, BUCKET))
+            try:
+                self.made.execute(self.node, f"HOME={guide.names['node']['user']['home']}; {script}")
+            except KilnError as error:
+                self._reason = str(error)
+                return True
+        self._there = {
+            path for pattern in entry.command.makes if "*" in pattern for path in self._found(pattern, entry)
+        }
         self._shell.begin(line)
         return True
 
@@ -260,13 +291,16 @@ class _Session:
         return self._made(entry)
 
     def _made(self, entry: Entry) -> str:
-        for path in entry.command.makes:
-            pattern = self._text(path, entry)
-            user = self.runner.guide.names["node"]["user"]["name"]
-            script = ["bash", "-c", 'compgen -G "$1"', "-", pattern]
-            if not docker("exec", f"--user={user}", self.node.container, *script, check=False):
-                return f"{pattern} is not there"
+        for pattern in entry.command.makes:
+            found = self._found(pattern, entry)
+            if not found - self._there:
+                return f"{self._text(pattern, entry)} is not {'new' if found else 'there'}"
         return ""
+
+    def _found(self, pattern: str, entry: Entry) -> set[str]:
+        user = self.runner.guide.names["node"]["user"]["name"]
+        script = ["bash", "-c", 'compgen -G "$1"', "-", self._text(pattern, entry)]
+        return set(docker("exec", f"--user={user}", self.node.container, *script, check=False).splitlines())
 
     def _interrupted(self, entry: Entry, shell: Shell, seconds: float) -> str:
         """Waits for what the command prints and for the answer of what it serves, then ends it with Ctrl-C."""
@@ -292,6 +326,7 @@ class _Session:
         slip = guide.line(entry) != guide.corrected(entry)
         reasons = [f"the guide has the slip {guide.line(entry)}"] if slip else []
         reasons += [f"{old} is {self._text(new, entry)} here" for old, new in command.placeholders.items()]
+        reasons += [DOUBLES[command.prepared]] if command.prepared else []
         reasons += [
             f"{part}: {guide.spec.substitutions[part]}"
             for part in command.component
@@ -301,6 +336,7 @@ class _Session:
 
     def close(self) -> None:
         """Logs out; what still runs there is ended, since a container's terminal does not do it."""
+        self._doubles.close()
         if self._shell is None:
             return
         if self._shell.in_ and self._shell.run("", 1).code is None and not self._shell.interrupt():

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from kiln import records
 from kiln.artifact import Artifact
 from kiln.bootstrap import INDEX_INPUT, Base, lock_name
+from kiln.engine import CHANNEL_LABEL
 from kiln.errors import KilnError
 from kiln.matrix import ImageSpec, Matrix
 from kiln.project import Project
@@ -196,7 +197,7 @@ class Planner:
         return {
             f"{prefix}.release": spec.release,
             f"{prefix}.image": spec.image,
-            f"{prefix}.channel": spec.channel.name,
+            CHANNEL_LABEL: spec.channel.name,
             f"{prefix}.digest": digest,
             f"{prefix}.substitutions": ",".join(spec.substitutions),
         }

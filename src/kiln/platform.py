@@ -7,13 +7,15 @@ things: the platform's developer guide.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 from kiln import owner
@@ -24,6 +26,9 @@ from kiln.owner import OWNER_LABEL
 
 LABEL = "org.deeplearning.cluster"
 """On whatever belongs to a cluster: containers, network, volumes."""
+
+NODE_OWNER_LABEL = f"{LABEL}.owner"
+"""Instead of OWNER_LABEL on a cluster's containers: one that is powered off is no remains."""
 
 AGENT_LOG = "/opt/qingcloud/app-agent/log/cmd.log"
 
@@ -106,7 +111,7 @@ class Cluster:
         )
         if not volume:
             owned = [f"--label={OWNER_LABEL}={owner.myself()}"] if self.disposable else []
-            docker("volume", "create", f"--label={LABEL}={self.name}", *owned, node.volume)
+            docker("volume", "create", f"--label={LABEL}={self.name}", *owned, node.volume, whole=True)
         self.nodes.append(node)
         return node
 
@@ -124,9 +129,11 @@ class Cluster:
                 f"--name={node.container}",
                 f"--hostname={node.name}",
                 f"--label={LABEL}={self.name}",
+                f"--label={NODE_OWNER_LABEL}={owner.myself()}",
             ),
             *(f"--network={self.network}", f"--add-host=metadata:{self.gateway}", *SYSTEMD, *mounts),
             *(node.image, "/lib/systemd/systemd"),
+            whole=True,
         )
         return self._up(node)
 
@@ -148,7 +155,7 @@ class Cluster:
 
     def discard(self, node: Node) -> None:
         """Removes the node's root disk; the volume stays."""
-        docker("rm", "--force", node.container, check=False)
+        docker("rm", "--force", node.container, check=False, whole=True)
 
     def replace_root(self, node: Node, image: str) -> Node:
         """A new root disk from ``image`` for the node, not booted; an instance keeps its id."""
@@ -160,7 +167,7 @@ class Cluster:
     def remove(self, node: Node) -> None:
         """The node leaves the cluster, its volume goes with it."""
         self.discard(node)
-        docker("volume", "rm", "--force", node.volume, check=False)
+        docker("volume", "rm", "--force", node.volume, check=False, whole=True)
         self.nodes.remove(node)
         self.publish()
 
@@ -252,15 +259,51 @@ class Cluster:
         return docker("exec", f"--user={user}", node.container, "bash", "-lc", script)
 
 
-def docker(*words: str, check: bool = True) -> str:
-    """Output of a docker command; raises KilnError when it fails and ``check`` is set."""
-    done = subprocess.run(["docker", *words], capture_output=True, text=True, check=False, errors="replace")
+def docker(*words: str, check: bool = True, whole: bool = False) -> str:
+    """Output of a docker command; raises KilnError when it fails and ``check`` is set.
+
+    ``whole``: Ctrl-C and SIGTERM wait until it has ended; an engine that has begun to make something makes it, whoever
+    asked has gone.
+    """
+    with _uninterrupted() if whole else nullcontext():
+        done = subprocess.run(
+            ["docker", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            errors="replace",
+            start_new_session=True,  # a terminal's Ctrl-C reaches all that runs in its foreground
+        )
     if check and done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
         told = [line for line in lines if line and not line.startswith("Run 'docker")]
         said = told[-1] if told else f"exit code {done.returncode}"
         raise KilnError(said, where=f"docker {words[0]}", fix="look at the engine's log")
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds Ctrl-C and SIGTERM back until the end, and heeds them then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    came: list[int] = []
+
+    def hold(number: int, _: FrameType | None) -> None:
+        came.append(number)
+
+    # Not a mask: a signal that one thread does not take, another one does, and the main thread heeds it all the same.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, hold)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for held in came:
+            signal.raise_signal(held)
 
 
 @contextmanager
@@ -271,8 +314,9 @@ def cluster(services: dict[str, Service], **settings: Any) -> Iterator[Cluster]:
     """
     remove_dead()
     name = f"kiln-cluster-{uuid.uuid4().hex[:8]}"
-    docker("network", "create", f"--label={LABEL}={name}", f"--label={OWNER_LABEL}={owner.myself()}", name)
+    labels = [f"--label={LABEL}={name}", f"--label={OWNER_LABEL}={owner.myself()}"]
     try:
+        docker("network", "create", *labels, name, whole=True)
         gateway = docker("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", name)
         metadata = Metadata()
         with serving(metadata, gateway):
@@ -282,15 +326,19 @@ def cluster(services: dict[str, Service], **settings: Any) -> Iterator[Cluster]:
             finally:
                 _remove_containers(name)
     finally:
-        docker("network", "rm", name, check=False)
+        docker("network", "rm", name, check=False, whole=True)
 
 
 def remove_dead() -> None:
     """Removes what clusters have left whose simulating process is gone; only disposable volumes are among it."""
-    shape = f'{{{{.Name}}}} {{{{.Label "{LABEL}"}}}} {{{{.Label "{OWNER_LABEL}"}}}}'
-    filters = [f"--filter=label={label}" for label in (LABEL, OWNER_LABEL)]
-    for kind in ("network", "volume"):
-        for line in docker(kind, "ls", f"--format={shape}", *filters, check=False).splitlines():
+    for kind, called, label, options in (
+        ("container", "Names", NODE_OWNER_LABEL, ["--all"]),
+        ("network", "Name", OWNER_LABEL, []),
+        ("volume", "Name", OWNER_LABEL, []),
+    ):
+        shape = f'{{{{.{called}}}}} {{{{.Label "{LABEL}"}}}} {{{{.Label "{label}"}}}}'
+        filters = [f"--filter=label={each}" for each in (LABEL, label)]
+        for line in docker(kind, "ls", *options, f"--format={shape}", *filters, check=False).splitlines():
             thing, name, maker = line.split()
             running = docker("ps", "--quiet", f"--filter=label={LABEL}={name}", check=False)
             if owner.is_dead(maker) or (owner.is_of_another_boot(maker) and not running):
@@ -301,11 +349,11 @@ def remove_dead() -> None:
 def _remove_containers(name: str) -> None:
     containers = docker("ps", "--all", "--quiet", f"--filter=label={LABEL}={name}", check=False).split()
     if containers:
-        docker("rm", "--force", *containers, check=False)
+        docker("rm", "--force", *containers, check=False, whole=True)
 
 
 def remove_volumes(name: str) -> None:
     """Removes the data volumes of the cluster called ``name``."""
     volumes = docker("volume", "ls", "--quiet", f"--filter=label={LABEL}={name}", check=False).split()
     if volumes:
-        docker("volume", "rm", "--force", *volumes, check=False)
+        docker("volume", "rm", "--force", *volumes, check=False, whole=True)

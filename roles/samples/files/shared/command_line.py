@@ -9,6 +9,10 @@ import threading
 from contextlib import contextmanager
 
 
+MOST = 10000000
+"""Of anything that a flag counts: Python 2 holds a range in memory."""
+
+
 class SampleError(Exception):
     """Why a sample cannot go on, in one sentence for its user."""
 
@@ -22,13 +26,13 @@ class Flags(argparse.ArgumentParser):
 
 
 def positive(text):
-    """Return a whole number from 1 up; argparse turns the error into a sentence."""
+    """Return a whole number from 1 to MOST; argparse turns the error into a sentence."""
     try:
         number = int(text)
     except ValueError:
         number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError("%r is not a whole number above 0" % text)
+    if not 1 <= number <= MOST:
+        raise argparse.ArgumentTypeError("%r is not a whole number from 1 to %d" % (text, MOST))
     return number
 
 

@@ -44,8 +44,19 @@ def load(folder=FOLDER):
     return Digits("MNIST" if is_mnist else "digits", *arrays)
 
 
+def check_batch(size, images):
+    """Raise SampleError unless so many images fill a batch."""
+    if size > images:
+        raise SampleError("a batch of %d from %d images: give a smaller --batch" % (size, images))
+
+
 def batches(images, labels, size, seed=0):
-    """Yield batches for ever, in a new order each time all images had their turn."""
+    """Return batches for ever, in a new order each time all images had their turn; SampleError when none is filled."""
+    check_batch(size, len(images))
+    return _batches(images, labels, size, seed)
+
+
+def _batches(images, labels, size, seed):
     random = numpy.random.RandomState(seed)
     while True:
         order = random.permutation(len(images))

@@ -40,6 +40,7 @@ def main():
     flags.add_argument("--batch", type=positive, default=64, help="images in a batch (default: %(default)s)")
     chosen = flags.parse_args()
     digits = mnist_data.load(chosen.data)
+    source = mnist_data.batches(digits.train_images, digits.train_labels, chosen.batch)
 
     use_gpu = can_use_gpu()
     if use_gpu:
@@ -50,7 +51,7 @@ def main():
     say("Caffe %s on the %s, %s" % (caffe.__version__, "GPU" if use_gpu else "CPU", mnist_data.describe(digits)))
 
     solver, test_net = make_nets(chosen.batch)
-    train(solver, digits, chosen.steps, chosen.batch)
+    train(solver, source, chosen.steps)
     test_net.share_with(solver.net)
     say(mnist_data.accuracy_line(count_correct(test_net, digits), len(digits.test_labels)))
 
@@ -94,9 +95,8 @@ def make_nets(batch):
         shutil.rmtree(folder)
 
 
-def train(solver, digits, steps, batch):
+def train(solver, source, steps):
     """Make that many steps, each on a batch."""
-    source = mnist_data.batches(digits.train_images, digits.train_labels, batch)
     for step in range(1, steps + 1):
         images, labels = next(source)
         solver.net.blobs["data"].data[:, 0] = images

@@ -18,6 +18,7 @@ def main():
     flags.add_argument("--batch", type=positive, default=100, help="images in a batch (default: %(default)s)")
     chosen = flags.parse_args()
     digits = mnist_data.load(chosen.data)
+    source = mnist_data.batches(digits.train_images, digits.train_labels, chosen.batch)
 
     torch.manual_seed(1)
     net = LeNet()
@@ -27,7 +28,6 @@ def main():
     say("PyTorch %s on the %s, %s" % (torch.__version__, where, mnist_data.describe(digits)))
 
     optimizer = Optimizer(net, chosen.steps)
-    source = mnist_data.batches(digits.train_images, digits.train_labels, chosen.batch)
     for step in range(1, chosen.steps + 1):
         optimizer.zero_grad()
         loss = net.loss(*next(source))

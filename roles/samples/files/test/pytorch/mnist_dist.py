@@ -53,6 +53,7 @@ def main():
     if chosen.rank is not None and not 0 <= chosen.rank < chosen.world_size:
         flags.error("--rank %d: a run of %d has ranks from 0" % (chosen.rank, chosen.world_size))
     digits = mnist_data.load(chosen.data)
+    mnist_data.check_batch(chosen.batch, len(digits.train_images) // chosen.world_size)
     if chosen.rank is None:
         with rendezvous.Announcer(chosen.master_port, chosen.world_size) as announcer:
             master, rank = announcer.find(chosen.start_timeout)
@@ -90,7 +91,9 @@ class Rank(object):
         torch.manual_seed(1 + rank)
         self.net = LeNet()
         if torch.cuda.is_available():
-            self.net.cuda(rank % torch.cuda.device_count())
+            # Of one node's ranks each has a GPU; what a rank makes later goes where its net is.
+            torch.cuda.set_device(rank % torch.cuda.device_count())
+            self.net.cuda()
         where = "GPU" if self.net.is_on_gpu() else "CPU"
         say("rank %d of %d, PyTorch %s on the %s" % (rank, self.world, torch.__version__, where))
         say(mnist_data.describe(digits))

@@ -25,13 +25,13 @@ def main():
     flags.add_argument("--batch", type=positive, default=100, help="images in a batch (default: %(default)s)")
     chosen = flags.parse_args()
     digits = mnist_data.load(chosen.data)
+    source = mnist_data.batches(digits.train_images, digits.train_labels, chosen.batch)
     where = "GPU" if tf.test.is_gpu_available() else "CPU"
     say("TensorFlow %s on the %s, %s" % (tf.__version__, where, mnist_data.describe(digits)))
 
     tf.set_random_seed(1)
     net = LeNet(chosen.steps)
     summary = tf.summary.scalar("loss", net.loss)
-    source = mnist_data.batches(digits.train_images, digits.train_labels, chosen.batch)
     log = open_log(tf.get_default_graph())
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())

@@ -73,7 +73,10 @@ def main():
     mine = chosen.ps_hosts if chosen.job_name == "ps" else chosen.worker_hosts
     if not 0 <= chosen.task_index < len(mine):
         flags.error("--task_index %d: there are %d of %s, from 0" % (chosen.task_index, len(mine), chosen.job_name))
-    digits = mnist_data.load(chosen.data) if chosen.job_name == "worker" else None
+    digits = None
+    if chosen.job_name == "worker":
+        digits = mnist_data.load(chosen.data)
+        mnist_data.check_batch(chosen.batch, len(digits.train_images) // len(chosen.worker_hosts))
 
     host, port = mine[chosen.task_index].rsplit(":", 1)
     check_port(int(port), host)

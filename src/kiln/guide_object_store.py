@@ -1,8 +1,8 @@
 """A double of the QingStor object store for one bucket: what qsctl asks of it to list and to copy.
 
-Run on its own: ``qingstor_server.py PORT HOST BUCKET FOLDER ACCESS_KEY SECRET_KEY [BREAK]``. It checks the signature of
-every request (source: the store's API documentation, "signature"), and, with BREAK, ends each object halfway. Standard
-library only: it runs in a node's container, so that host names and network are the node's own.
+Run on its own: ``guide_object_store.py PORT HOST BUCKET FOLDER ACCESS_KEY SECRET_KEY [BREAK]``. It checks the signature
+of every request (source: the store's API documentation, "signature"), and, with BREAK, ends each object halfway.
+Standard library only: tests run it in a node's container, too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ import hashlib
 import hmac
 import json
 import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -98,6 +102,34 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+@contextmanager
+def filled(address: str, bucket: str) -> Iterator[str]:
+    """Serves a bucket that holds ``one.txt`` and ``deep/two.txt``; yields a script that leads a node's user to it."""
+    host, access_key, secret_key = "qingstor.test", "ACCESSKEYFORTHISDOUBLE", "secret" * 7
+    with tempfile.TemporaryDirectory(prefix="kiln-object-store-") as folder:
+        for name in ("one.txt", "deep/two.txt"):
+            path = Path(folder) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{name}\n", encoding="utf-8")
+        facts = {"host": host, "bucket": bucket, "folder": folder, "access_key": access_key, "secret_key": secret_key}
+        server = ThreadingHTTPServer((address, 0), type("Handler", (Handler,), {**facts, "log_message": _silent}))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+        thread.start()
+        names = " ".join(f"{name}.{host}" for name in (bucket, ZONE, f"{bucket}.{ZONE}"))
+        config = f"access_key_id: {access_key}\nsecret_access_key: {secret_key}\n"
+        config += f"host: {host}\nport: {server.server_port}\nprotocol: http\n"
+        try:
+            yield f"echo {address} {names} >>/etc/hosts && printf '%s' '{config}' >\"$HOME/.qingstor/config.yaml\""
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def _silent(self: Handler, *words: object) -> None:
+    """What it answers qsctl tells itself."""
 
 
 if __name__ == "__main__":
