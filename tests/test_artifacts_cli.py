@@ -26,6 +26,8 @@ from kiln.wheels import wanted_pins
 KILN = Path(sys.executable).parent / "kiln"
 
 TOOLS = ("numpy==", "six==", "protobuf==", "h5py==")
+FRAMEWORKS = {"keras", "tensorflow", "torch"}
+"""What the matrix wants wheels of; the server offers the rest as source."""
 
 
 @dataclass
@@ -105,8 +107,9 @@ def seed(server: FileServer, root: Path, tmp_path_factory: pytest.TempPathFactor
     facts = read_components(project)[1]
     offered: dict[str, set[str]] = {}
     for want in wanted_pins(project, facts):
-        file = f"{want.pin.project.replace('-', '_')}-{want.pin.version}.tar.gz"
-        offered.setdefault(canonicalize_name(want.pin.project), set()).add(file)
+        name = canonicalize_name(want.pin.project)
+        kind = "-py2.py3-none-any.whl" if name in FRAMEWORKS else ".tar.gz"
+        offered.setdefault(name, set()).add(f"{want.pin.project.replace('-', '_')}-{want.pin.version}{kind}")
     for name, files in offered.items():
         server.put_project(name, *sorted(files))
     path = project.images / "channels" / "registry.yml"
