@@ -499,9 +499,10 @@ def benchmark(image: str, quick: bool, batch: int | None, path: Path | None) -> 
     except OSError as error:
         click.echo(f"kiln: {error.filename or ''}: {error.strerror or error}; check its permissions", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        click.echo("kiln: interrupted; nothing is left in the engine", err=True)
-        sys.exit(130)
+    except (KeyboardInterrupt, TerminatedError) as signalled:
+        what, code = ("interrupted", 130) if isinstance(signalled, KeyboardInterrupt) else ("ended by SIGTERM", 143)
+        click.echo(f"kiln: {what}; nothing is left in the engine", err=True)
+        sys.exit(code)
 
 
 if __name__ == "__main__":
