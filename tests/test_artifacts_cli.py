@@ -107,9 +107,9 @@ def seed(server: FileServer, root: Path, tmp_path_factory: pytest.TempPathFactor
     facts = read_components(project)[1]
     offered: dict[str, set[str]] = {}
     for want in wanted_pins(project, facts):
-        name = canonicalize_name(want.pin.project)
-        kind = "-py2.py3-none-any.whl" if name in FRAMEWORKS else ".tar.gz"
-        offered.setdefault(name, set()).add(f"{want.pin.project.replace('-', '_')}-{want.pin.version}{kind}")
+        project_name = canonicalize_name(want.pin.project)
+        kind = "-py2.py3-none-any.whl" if project_name in FRAMEWORKS else ".tar.gz"
+        offered.setdefault(project_name, set()).add(f"{want.pin.project.replace('-', '_')}-{want.pin.version}{kind}")
     for name, files in offered.items():
         server.put_project(name, *sorted(files))
     path = project.images / "channels" / "registry.yml"
