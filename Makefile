@@ -5,9 +5,12 @@ SHELL := /bin/bash
 RELEASE ?=
 CHANNEL ?= registry
 IMAGE ?=
+JOBS ?= 2
 
 KILN := .venv/bin/kiln
 PYTEST := .venv/bin/python -m pytest
+# The tests of a file share what they prepare.
+PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 SELECT := $(addprefix --release ,$(RELEASE)) --channel $(CHANNEL) $(addprefix --image ,$(IMAGE))
 
 .PHONY: help
@@ -35,15 +38,17 @@ lint: setup ## Run the linters alone
 	@$(PYTEST) -q tests/test_lint.py
 
 .PHONY: test
-test: setup-tests ## Bake the current release, and the one before for upgrades, and run the tests
+test: setup-tests ## Bake the current release, and the one before for upgrades, and run the tests, JOBS (2) at a time
 	@$(KILN) bake --inputs
 	@$(KILN) bake --release all --image cpu
-	@$(PYTEST) -m "not long"
+	@$(PYTEST) -m "alone and not long"
+	@$(PYTEST) $(PARALLEL) -m "not alone and not long"
 
 .PHONY: test-all
 test-all: setup-tests ## Bake both releases and run every test, the long ones too
 	@$(KILN) bake --release all --inputs
-	@$(PYTEST)
+	@$(PYTEST) -m alone
+	@$(PYTEST) $(PARALLEL) -m "not alone"
 
 .PHONY: mutate
 mutate: setup ## Break an image (IMAGE, default cpu) in every known way and show which check finds it

@@ -109,6 +109,7 @@ def inside(stage: Stage, *command: str) -> str:
     ).stdout
 
 
+@pytest.mark.alone
 @engine
 def test_chain_with_product_and_served_host(tmp_path: Path, store: Store, nonce: tuple[tuple[str, str], ...]) -> None:
     tag = f"kiln-test:{nonce[0][1]}"

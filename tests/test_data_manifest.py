@@ -265,6 +265,7 @@ def test_what_is_excluded_is_out_and_said(tree: Path, tmp_path: Path) -> None:
         differences(whole, part)
 
 
+@pytest.mark.alone
 def test_a_sparse_file_of_4_gib_takes_no_time(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -473,6 +474,7 @@ def test_kiln_data(tree: Path, tmp_path: Path) -> None:
     assert "a: mode" in other.stdout
 
 
+@pytest.mark.alone
 @pytest.mark.long
 def test_it_is_at_least_as_fast_as_find_and_sha256sum(tmp_path: Path) -> None:
     tree = tmp_path / "tree"

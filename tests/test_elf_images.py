@@ -84,6 +84,7 @@ def small(tmp_path: Path) -> Iterator[str]:
     docker("rmi", name)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("image", MATRIX.images(RELEASE))
 def test_nothing_is_missing_in_an_image(image: str) -> None:
     began = time.monotonic()
@@ -104,6 +105,7 @@ def test_nothing_is_missing_in_an_image(image: str) -> None:
         assert driver <= set(rows.driver.libraries)
 
 
+@pytest.mark.alone
 def test_a_whole_image_is_read_in_time_and_kept(tmp_path: Path) -> None:
     seconds = []
     for _ in range(2):
@@ -144,6 +146,7 @@ def test_a_container_as_it_was_is_clean(broken: Break) -> None:
     assert broken("true").findings == ()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("whole", [True, False], ids=["layers", "export"])
 def test_layers_and_export_tell_the_same(
     small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
@@ -167,6 +170,7 @@ def test_what_cannot_run_is_told() -> None:
     assert "there is no image and no container no-such-image" in str(result.exception)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_soon_and_in_one_line(tmp_path: Path, number: signal.Signals, code: int) -> None:
     script = "from kiln import cli; cli.main.lazy = {'elf': 'kiln.elf_command:elf'}; cli.main()"

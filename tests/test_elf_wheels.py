@@ -120,6 +120,7 @@ def test_a_wheel_that_is_not_there_yet_is_left_for_later(project: Project, matri
     assert check_wheels(spec, matrix, store) == 0
 
 
+@pytest.mark.alone
 def test_a_second_look_reads_no_wheel_and_costs_little(project: Project, matrix: Matrix, tmp_path: Path) -> None:
     files = needing("libc.so.6") | {f"tensorflow/{number}.py": b"" for number in range(5000)}
     spec, store = with_wheel(project, matrix, "cpu", make_wheel(tmp_path, files))

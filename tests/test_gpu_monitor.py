@@ -192,6 +192,7 @@ HANGS = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("script", HANGS.values(), ids=HANGS)
 def test_answers_within_a_second_when_nvidia_smi_hangs(node: Node, python: str, script: str) -> None:
     node.answer_with(f"echo $$ >{node.folder}/pid; {script}")
@@ -202,6 +203,7 @@ def test_answers_within_a_second_when_nvidia_smi_hangs(node: Node, python: str, 
     assert not lives(int((node.folder / "pid").read_text()))
 
 
+@pytest.mark.alone
 def test_what_was_said_before_the_hang_counts_when_it_is_whole(node: Node, python: str) -> None:
     node.answer_with(f"cat {ANSWERS}/390-two.xml; exec sleep 30")
     answer = node.quick(python, flat(EXPECTED["390-two"]))
@@ -209,6 +211,7 @@ def test_what_was_said_before_the_hang_counts_when_it_is_whole(node: Node, pytho
     assert answer.seconds < 1
 
 
+@pytest.mark.alone
 def test_a_child_that_holds_the_output_is_not_waited_for(node: Node, python: str) -> None:
     node.answer_with(f"sleep 30 & echo $! >{node.folder}/child; cat {ANSWERS}/390-two.xml")
     answer = node.quick(python, flat(EXPECTED["390-two"]))

@@ -240,6 +240,7 @@ def test_killed_while_the_base_is_made(
         remove_images(store)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_signal_ends_in_one_line_and_seconds(tiny: Tiny, number: signal.Signals) -> None:
     started = time.monotonic()

@@ -18,7 +18,7 @@ from kiln.store import Store
 from kiln.verify import CHECKS
 from stage_container import baked_plan, named
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.alone, pytest.mark.timeout(300)]
 
 PROJECT = find_project(Path(__file__).resolve().parent.parent)
 MATRIX = Matrix(PROJECT, "registry")

@@ -20,6 +20,7 @@ from kiln.engine import Engine
 from kiln.errors import KilnError
 from kiln.matrix import Matrix
 from kiln.mutate import Mutation, mutate, read_mutations, sample
+from kiln.owner import OWNER_LABEL
 from kiln.project import Project, find_project
 from kiln.verify import CHECKS
 
@@ -167,19 +168,32 @@ def test_what_cannot_be_judged_ends_no_other(monkeypatch: pytest.MonkeyPatch) ->
     assert any("could not be judged" in outcome.said and "did not boot" in outcome.said for outcome in outcomes)
 
 
+def _is_training(process: int) -> bool:
+    """Whether Caffe runs in a container of the mutations of ``process``."""
+    shape = f'{{{{.ID}}}} {{{{.Label "{OWNER_LABEL}"}}}}'
+    listed = ["docker", "ps", "--filter=name=^/kiln-mutate-", f"--format={shape}"]
+    rows = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.splitlines()
+    processes = (
+        subprocess.run(
+            ["docker", "top", row.split()[0], "-eo", "pid,args"], capture_output=True, text=True, check=False
+        )
+        for row in rows
+        if f"/{process}:" in row
+    )
+    return any("caffe train" in told.stdout for told in processes)
+
+
+@pytest.mark.alone
 @pytest.mark.engine
 def test_a_signal_ends_a_run_without_waiting_for_its_checks(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("kiln")), "mutate", "cpu", "--only", "a learning rate of nothing"]
     # Its check of the unbroken image is left out: what is to be ended comes after.
     code = "from kiln import cli, mutate; mutate._unbroken = lambda *_: (); cli.main()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, *command[1:]], cwd=PROJECT.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", code, *command[1:]], cwd=PROJECT.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as run:
-        training = ["docker", "ps", "--quiet", "--filter=name=^/kiln-mutate-"]
-        while not (found := subprocess.run(training, capture_output=True, text=True, check=True).stdout.split()):
-            time.sleep(0.2)
-        processes = ["docker", "top", found[0], "-o", "args"]
-        while "caffe" not in subprocess.run(processes, capture_output=True, text=True, check=False).stdout:
+        while not _is_training(run.pid):
+            assert run.poll() is None, run.communicate()[0].decode()
             time.sleep(0.2)
         begun = time.monotonic()
         run.terminate()

@@ -249,6 +249,7 @@ keras.datasets.mnist.load_data()
     assert "URL fetch failure" in done.stderr
 
 
+@pytest.mark.alone
 @pytest.mark.long
 @pytest.mark.engine
 @pytest.mark.parametrize("python", PYTHONS)

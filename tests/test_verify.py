@@ -144,6 +144,7 @@ def test_the_published_password_is_a_finding_unless_the_release_allows_it(projec
     assert ("services: ssh_takes_passwords_as_the_release_says_and_never_roots" in failed) == (login == "keys-only")
 
 
+@pytest.mark.alone
 def test_an_image_that_keeps_no_promise_fails_by_name() -> None:
     (bootstrap,) = (stage for stage in baked_plan("cpu").stages if stage.name == "bootstrap")
     run = kiln(bootstrap.reference, "--as", f"{RELEASE}/cpu", "--only", "not frameworks and not python", "--json")
