@@ -30,7 +30,7 @@ EVERY = [
     for image in MATRIX.images(release)
 ]
 
-# The limits: bytes of one image unpacked, and all together on disk over the largest.
+# Limits: bytes of one image unpacked, and all together on disk over the largest.
 LARGEST_BYTES = 5_200_000_000
 TOGETHER_RATIO = 1.6
 

@@ -263,11 +263,11 @@ def test_a_sample_learns_in_time(node: Node, folder: str, python: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.engine
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_caffes_own_training_ends_by_itself(node: Node) -> None:
     """kiln guide types the same line, and ends it when the net has learnt."""
     line = "./build/tools/caffe train --solver=examples/mnist/lenet_solver.prototxt"
-    done = node.run("~/caffe-py2", f"{line} && ls examples/mnist/lenet_iter_10000.caffemodel", "py2", seconds=3000)
+    done = node.run("~/caffe-py2", f"{line} && ls examples/mnist/lenet_iter_10000.caffemodel", "py2", seconds=6600)
     assert done.code == 0, done.err
     assert "Optimization Done." in done.err
     assert float(re.findall(r"accuracy = (\S+)", done.err)[-1]) >= ENOUGH
