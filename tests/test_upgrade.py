@@ -462,8 +462,9 @@ def kill_one(number: signal.Signals, step: str, delay: float, store: Path, why: 
     manifests = sorted(store.glob("rehearsals/*/node1-before.manifest"))
     if step in UPGRADING:
         assert len(manifests) == len(volumes()) == 1, why
+        assert is_whole(manifests[0]), why
     for volume in volumes():
-        if manifests and manifests[0].read_bytes().rstrip().endswith(b'"}'):
+        if manifests and is_whole(manifests[0]):
             assert unchanged(volume, manifests[0], store / "now.manifest") == [], why
             if boot:
                 boot_old(volume)
@@ -471,6 +472,15 @@ def kill_one(number: signal.Signals, step: str, delay: float, store: Path, why: 
         docker("volume", "rm", volume)
     for path in manifests:
         path.unlink()
+    return True
+
+
+def is_whole(manifest: Path) -> bool:
+    """Whether it was written to its end before the kill."""
+    try:
+        data_manifest.Manifest(str(manifest))
+    except data_manifest.ManifestError:
+        return False
     return True
 
 
