@@ -121,7 +121,7 @@ def test_what_a_dead_run_left_goes_with_the_next() -> None:
 
 @pytest.mark.engine
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("image", IMAGES)
 def test_every_mutation_is_caught(image: str) -> None:
     outcomes = mutate(PROJECT, f"deeplearning:{RELEASE}-{image}", mutations(image), jobs=JOBS)
