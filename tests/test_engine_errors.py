@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ import pytest
 from file_server import closed_port
 from kiln.engine import Engine, cached_stages
 from kiln.errors import KilnError
+from kiln.matrix import Matrix
+from kiln.project import find_project
+
+PROJECT = find_project(Path(__file__).resolve().parent.parent)
 
 ASKS: list[Callable[[], object]] = [
     cached_stages,
@@ -208,3 +214,17 @@ def test_a_machine_with_gpus_gives_them(
     requests = api.made["host_config"]["device_requests"]
     assert bool(requests) == asked
     assert not asked or (requests[0]["Count"], requests[0]["Capabilities"]) == (-1, [["gpu"]])
+
+
+@pytest.mark.engine
+def test_a_container_that_many_remove_at_once_goes() -> None:
+    name = f"kiln-test-{uuid.uuid4().hex[:12]}"
+    release = Matrix(PROJECT, "registry").releases()[-1]
+    for _ in range(3):
+        command = ["docker", "run", "--detach", f"--name={name}", f"deeplearning:{release}-cpu", "sleep", "infinity"]
+        subprocess.run(command, check=True, capture_output=True)
+        (container,) = Engine().containers(name)
+        with ThreadPoolExecutor(8) as pool:
+            for removal in [pool.submit(Engine().remove_container, container) for _ in range(8)]:
+                removal.result()
+        assert Engine().containers(name) == []

@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
@@ -195,8 +195,8 @@ class Engine:
         return [Container(entry["Id"], entry["Names"][0].lstrip("/"), entry["Labels"] or {}) for entry in listed]
 
     def remove_container(self, container: Container) -> None:
-        """Removes it whatever its state; one that is gone already is fine."""
-        from docker.errors import NotFound
+        """Removes it whatever its state; one that is gone already, or that somebody else removes just now, is fine."""
+        from docker.errors import APIError, NotFound
 
         with _told():
             try:
@@ -205,6 +205,11 @@ class Engine:
                 self._api.remove_container(container.id, v=True, force=True)
             except NotFound:
                 return
+            except APIError as error:
+                if "already in progress" not in str(error):
+                    raise
+                with suppress(NotFound):
+                    self._api.wait(container.id, condition="removed")
 
     def container_labels(self, name: str) -> dict[str, str] | None:
         """The labels of a running container; none where there is no such container."""
