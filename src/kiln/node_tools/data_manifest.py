@@ -131,13 +131,13 @@ def refuse(what):
 # Names
 
 
-_UNSAFE = re.compile(b"[^ !#$&-\\[\\]-~]")
+_UNSAFE = re.compile(b"[^\0 !#$&-\\[\\]-~]")
 _ESCAPED = re.compile(b"%([0-9A-F]{2})")
 
 
 def quoted(raw):
     # type: (bytes) -> str
-    """A name of any bytes as printable ASCII without ``%``, ``"`` and backslash."""
+    """A name of any bytes as printable ASCII without ``%``, ``"`` and backslash; or names, NUL between them."""
     if _UNSAFE.search(raw):
         raw = _UNSAFE.sub(_escape, raw)
     return str(raw.decode("ascii"))
@@ -249,6 +249,8 @@ def xattrs_field(name, descriptor):
 
 _sha256 = hashlib.sha256
 NO_CONTENT = _sha256().hexdigest()
+
+FILE_LINE = '{"path":"%s","type":"file","mode":"%04o","uid":%d,"gid":%d,"mtime_ns":%d,"size":%d,"sha256":"%s"%s}\n'
 
 
 class ChangedError(Exception):
@@ -411,14 +413,52 @@ class Entries(object):
         self.with_content = content
         self.reader = Reader()
 
-    def line(self, prefix, name, failed, wait):
+    def file_line(self, path, name):
+        # type: (str, bytes) -> str | None
+        """The line of a small file that has nothing odd; none where ``line`` is to look. ``path`` is quoted.
+
+        ``name`` was a regular file when it was listed, so it is opened without a look, which saves a tenth of the time.
+        """
+        try:
+            descriptor = os.open(name, READ_QUIETLY)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(descriptor)
+            size = status.st_size
+            if (
+                size >= BLOCK
+                or status.st_blocks * 512 < size
+                or status.st_nlink != 1
+                or stat.S_IFMT(status.st_mode) != stat.S_IFREG
+            ):
+                return None
+            data = os.read(descriptor, size + 1)
+            if len(data) != size:
+                return None
+            xattrs = xattrs_field(name, descriptor)
+            modified = mtime_ns(name, status)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        return FILE_LINE % (
+            path,
+            status.st_mode & 0o7777,
+            status.st_uid,
+            status.st_gid,
+            modified,
+            size,
+            _sha256(data).hexdigest(),
+            xattrs,
+        )
+
+    def line(self, path, name, failed, wait):
         # type: (str, bytes, str, bool) -> str | None
         """The entry's line, after what the parent needs to name hard links; none if the file is big and may wait.
 
-        ``prefix``: the quoted path of the working directory, with a slash at its end. ``failed``: what is known already
-        of the entry that could not be read.
+        ``path``: quoted, from the root. ``failed``: what is known already of the entry that could not be read.
         """
-        path = prefix + quoted(name)
         try:
             status = os.lstat(name)
         except OSError as error:
@@ -474,8 +514,9 @@ class Entries(object):
 
 
 # The processes: one that walks and writes, workers that read. A message is its length and then its bytes. To a worker
-# go names, NUL between them, "/d" and a path to change the directory, "/e" and what failed before a name. Back come
-# parts: lines, or the name of a big file that is to be sent again by itself.
+# go names of files, NUL between them, "/o" and the name of anything other, "/d" and a path to change the directory,
+# "/e" and what failed before a name. Back come parts: lines, or the name of a big file that is to be sent again by
+# itself.
 
 
 LENGTH = struct.Struct(">I")
@@ -522,23 +563,37 @@ def _serve(root, source, sink, content):
         lines = []  # type: list[str]
         prefix = failed = unreachable = ""
         folder = b""
-        for item in message[alone:].split(b"\0"):
-            if item[:1] == b"/":
-                if item[1:2] == b"e":
-                    failed = item[2:].decode("ascii")
-                    continue
+        quick = False
+        message = message[alone:]
+        texts = iter(quoted(message).split("\0"))
+        for item in message.split(b"\0"):
+            text = next(texts)
+            line = None  # type: str | None
+            if text[0] != "/":
+                if quick:
+                    line = entries.file_line(prefix + text, item)
+            elif text[1] == "o":
+                item, text = item[2:], text[2:]
+            elif text[1] == "e":
+                failed = text[2:]
+                continue
+            else:
                 folder = item[2:]
-                prefix = quoted(folder) + "/" if folder else ""
+                prefix = text[2:] + "/" if folder else ""
                 unreachable = ""
                 try:
                     enter(root, folder)
                 except OSError as error:
                     unreachable = os.strerror(error.errno or 0)
+                quick = content and not unreachable
+                continue
+            if line is not None:
+                lines.append(line)
                 continue
             if unreachable:
-                line = '{"path":"%s","error":"%s"}\n' % (prefix + quoted(item), unreachable)  # type: str | None
+                line = '{"path":"%s","error":"%s"}\n' % (prefix + text, unreachable)
             else:
-                line = entries.line(prefix, item, failed, not alone)
+                line = entries.line(prefix + text, item, failed, not alone)
             failed = ""
             if line is not None:
                 lines.append(line)
@@ -608,16 +663,19 @@ class Walk(object):
 
     def messages(self):
         # type: () -> typing.Iterator[bytes]
-        names, folders, last, items = self._listed(b"", b"")
-        items = list(itertools.chain([b"/d"], items, [b"."]))
+        names, last, items = self._listed(b"", b"")
+        items = list(itertools.chain([b"/d"], items, [b"/o."]))
         at = b""
         """Where the worker that gets the items is."""
         length = 0
-        stack = [(b"", iter(names), folders, last)]
+        stack = [(b"", iter(names), last)]
         while stack:
-            folder, rest, folders, last = stack[-1]
+            folder, rest, last = stack[-1]
             inside = folder + b"/" if folder else b""
             for name in rest:
+                kind = b""
+                if b"\0" in name:
+                    name, _, kind = name.partition(b"\0")
                 if self.excluded and inside + name in self.excluded:
                     continue
                 if len(items) >= BATCH_NAMES or length > BATCH_BYTES:
@@ -630,73 +688,80 @@ class Walk(object):
                     length += len(folder) + 3
                     at = folder
                 length += len(name) + 1
-                if name in folders:
-                    names, below, more, failed = self._listed(inside + name, b"")
-                    items += failed
+                if not kind:
                     items.append(name)
-                    if names:
-                        stack.append((inside + name, iter(names), below, more))
-                        break
+                elif kind == OTHER:
+                    items.append(b"/o" + name)
                 else:
-                    items.append(name)
+                    names, more, failed = self._listed(inside + name, b"")
+                    items += failed
+                    items.append(b"/o" + name)
+                    if names:
+                        stack.append((inside + name, iter(names), more))
+                        break
             else:
                 stack.pop()
                 if last:
-                    names, folders, last, failed = self._listed(folder, last)
+                    names, last, failed = self._listed(folder, last)
                     if failed:
                         refuse("%s was there and is gone: make it again" % quoted(folder))
-                    stack.append((folder, iter(names), folders, last))
+                    stack.append((folder, iter(names), last))
         yield b"\0".join(items)
 
     def _listed(self, folder, after):
-        # type: (bytes, bytes) -> tuple[list[bytes], set[bytes], bytes, list[bytes]]
-        """Sorted names after ``after``, those of them that are directories, and the item that says why there are none.
+        # type: (bytes, bytes) -> tuple[list[bytes], bytes, list[bytes]]
+        """Sorted names after ``after``, and the item that says why there are none.
 
-        The last name stands third where there are more that come after it.
+        A name is followed by a NUL and DIRECTORY or OTHER unless it is a regular file's. The last name stands second
+        where there are more that come after it.
         """
         try:
             enter(self.root, folder)
             if self.device is not None and os.lstat(b".").st_dev != self.device:
-                return [], set(), b"", []
-            names, folders, more = _names(after)
+                return [], b"", []
+            names, last = _names(after)
         except OSError as error:
-            return [], set(), b"", [b"/e" + os.strerror(error.errno or 0).encode("ascii", "replace")]
+            return [], b"", [b"/e" + os.strerror(error.errno or 0).encode("ascii", "replace")]
         names.sort()
-        return names, folders, names[-1] if more else b"", []
+        return names, last, []
 
+
+DIRECTORY, OTHER = b"d", b"o"
 
 if PY2:
 
     def _names(after):
-        # type: (bytes) -> tuple[list[bytes], set[bytes], bool]
+        # type: (bytes) -> tuple[list[bytes], bytes]
         """All at once: Python 2 lists a directory in no other way."""
         names = os.listdir(b".")
-        return names, {name for name in names if stat.S_ISDIR(os.lstat(name).st_mode)}, False
+        for at, name in enumerate(names):
+            kind = stat.S_IFMT(os.lstat(name).st_mode)
+            if kind != stat.S_IFREG:
+                names[at] = name + b"\0" + (DIRECTORY if kind == stat.S_IFDIR else OTHER)
+        return names, b""
 
 else:
 
     def _names(after):
-        # type: (bytes) -> tuple[list[bytes], set[bytes], bool]
-        """The first names after ``after``, the directories among them, and whether there are more."""
+        # type: (bytes) -> tuple[list[bytes], bytes]
+        """The first names after ``after``, and the last of them where there are more."""
         names = []  # type: list[bytes]
-        folders = set()  # type: set[bytes]
         length = 0
         last = b""
         for found in os.scandir(b"."):
             name = found.name
             if name <= after or (last and name > last):
                 continue
+            if not found.is_file(follow_symlinks=False):
+                name += b"\0" + (DIRECTORY if found.is_dir(follow_symlinks=False) else OTHER)
             names.append(name)
-            if found.is_dir(follow_symlinks=False):
-                folders.add(name)
             length += len(name) + 48  # what CPython needs beside the bytes
             if length > LISTED_BYTES:
                 names.sort()
                 del names[len(names) // 2 + 1 :]
-                last = names[-1]
-                folders.intersection_update(names)
+                last = names[-1].partition(b"\0")[0]
                 length = sum(len(name) + 48 for name in names)
-        return names, folders, bool(last)
+        return names, last
 
 
 class Writing(object):
