@@ -16,6 +16,7 @@ from bake_project import Row, make_plan, remove_images, seed_store, write_projec
 from kiln import gc
 from kiln.bake import bake
 from kiln.engine import STAGES, Engine, stage_tags
+from kiln.losses import baseline
 from kiln.plan import Plan
 from kiln.progress import choose_reporter
 from kiln.store import Store
@@ -104,6 +105,19 @@ def test_a_stage_in_use_stays(baked: Baked) -> None:
         assert inspected.returncode == 0
     finally:
         subprocess.run(["docker", "rm", container], check=True, capture_output=True)
+
+
+def test_the_baseline_of_an_image_that_is_gone_goes(baked: Baked) -> None:
+    baseline(baked.tag, baked.store, [])
+    everything = [stage.name for stage in baked.plan.stages]
+    assert baked.found(*everything) == {}
+    subprocess.run(["docker", "rmi", "--force", baked.tag], check=True, capture_output=True)
+    assert baked.found(*everything) == {}, "it is a stage's image still"
+    gc.remove(gc.find(baked.store, {baked.digest("bootstrap")}, set()), Engine())
+    rubbish = gc.find(baked.store, {baked.digest("bootstrap")}, set())
+    assert [item.kind for item in rubbish] == ["baseline"] * 2
+    gc.remove(rubbish, Engine())
+    assert not list((baked.store.root / "baselines").iterdir())
 
 
 def test_downloads_lists_and_old_logs_that_nothing_names_go(baked: Baked) -> None:

@@ -352,7 +352,7 @@ def report(find: Callable[[], Project], releases: Any, images: Any, channel: str
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.pass_obj
 def gc(find: Callable[[], Project], dry_run: bool) -> None:
-    """Remove stages, products, downloads and logs that the tables no longer lead to; finished images stay."""
+    """Remove stages, products, downloads, baselines and logs that nothing leads to any more; finished images stay."""
     from kiln import gc as collecting
     from kiln.engine import Engine
     from kiln.lock import bake_lock

@@ -21,7 +21,7 @@ class Rubbish:
     """One thing that nothing leads to."""
 
     kind: str
-    """stage, product, download, package list or log."""
+    """stage, product, download, package list, baseline or log."""
     name: str
     size: int
     """Bytes in the store; 0 for a stage, whose layers may be shared with a finished image."""
@@ -39,6 +39,7 @@ def find(store: Store, stages: Collection[str], blobs: Collection[str]) -> list[
         *_folders(store.root / "products", "product", stages),
         *_downloads(store, blobs),
         *_folders(store.root / "apt", "package list", _locked_indexes(store)),
+        *_baselines(store.root / "baselines"),
         *_logs(store.root / "logs"),
     ]
 
@@ -92,6 +93,14 @@ def _downloads(store: Store, keep: Collection[str]) -> Iterator[Rubbish]:
 
 def _locked_indexes(store: Store) -> set[str]:
     return {index_folder(store, digest).name for digest in store.machine_locks().values()}
+
+
+def _baselines(root: Path) -> Iterator[Rubbish]:
+    """What nodes were compared with, of images that the engine no longer has."""
+    there = {image["Id"].removeprefix("sha256:") for image in Engine().images()}
+    for path in sorted(root.glob("*")):
+        if path.stem not in there:
+            yield Rubbish("baseline", path.name, path.stat().st_size, path)
 
 
 def _logs(root: Path) -> Iterator[Rubbish]:
