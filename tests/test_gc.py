@@ -16,7 +16,7 @@ from bake_project import Row, make_plan, remove_images, seed_store, write_projec
 from kiln import gc
 from kiln.bake import bake
 from kiln.engine import STAGES, Engine, stage_tags
-from kiln.losses import baseline
+from kiln.losses_baseline import baseline
 from kiln.plan import Plan
 from kiln.progress import choose_reporter
 from kiln.store import Store

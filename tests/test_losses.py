@@ -19,6 +19,7 @@ import pytest
 from kiln import losses
 from kiln.errors import KilnError
 from kiln.losses import Loss, LossReport, rescue
+from kiln.losses_place import made_from
 from kiln.node_tools import data_manifest
 from kiln.node_tools import losses as program
 from kiln.store import Store
@@ -312,7 +313,7 @@ def test_over_ssh(user: str, store: Store, tmp_path: Path) -> None:
         assert {loss.name for loss in report.losses} == {f"{HOME}/x", f"{folder}/authorized_keys"}
         place = rescue(f"ssh://{user}@{address}", report, ssh_config=config)
         assert inside(name, f"stat -c %U {place} && cat {place}{HOME}/x").splitlines() == [USER, "x"]
-        assert losses.made_from(f"ssh://{user}@{address}", config) == ("1.1", "cpu")
+        assert made_from(f"ssh://{user}@{address}", config) == ("1.1", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -9,29 +9,20 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from kiln.engine import Engine
-from kiln.errors import KilnError
-from kiln.node_tools import data_manifest, losses
+from kiln.losses_baseline import baseline
+from kiln.losses_place import Place, connect
+from kiln.node_tools import data_manifest
 from kiln.store import Store
 
 EXIT_CODE = 3
 """What a command ends with when something would be lost."""
-
-RELEASE_FILE = "/etc/deeplearning/release"
-"""Where a node says what it was made from."""
-
-NOT_ENTERED = ("data", "dev", "proc", "run", "sys", "tmp")
-"""Below the root: what survives an upgrade, and what does not survive a boot anyway."""
 
 MOST_SINGLE = 20
 """Files of one folder that are told one by one; more are one line."""
@@ -168,181 +159,6 @@ def _size(size: int) -> str:
     return f"{value:.1f} TiB"
 
 
-# Targets
-
-
-class Shell(Protocol):
-    """Runs programs somewhere."""
-
-    def command(self, words: Sequence[str]) -> list[str]:
-        """The command here that runs ``words`` there, with standard input passed on."""
-
-
-@dataclass(frozen=True)
-class _Container:
-    name: str
-
-    def command(self, words: Sequence[str]) -> list[str]:
-        return ["docker", "exec", "--interactive", "--user=root", self.name, *words]
-
-
-@dataclass(frozen=True)
-class _Ssh:
-    login: tuple[str, ...]
-    sudo: tuple[str, ...] = ()
-
-    def command(self, words: Sequence[str]) -> list[str]:
-        return ["ssh", *self.login, shlex.join([*self.sudo, *words])]
-
-
-@dataclass(frozen=True)
-class _Local:
-    def command(self, words: Sequence[str]) -> list[str]:
-        return list(words)
-
-
-def _shell(target: str, ssh_config: Path | None) -> Shell:
-    """How to run programs on ``target``, as root where that can be; raises KilnError when it cannot be reached."""
-    if target == "local":
-        return _Local()
-    if not target.startswith("ssh://"):
-        if Engine().container_labels(target) is None:
-            raise KilnError(f"there is no container {target}", fix="name one of docker ps, or ssh://user@host:port")
-        return _Container(target)
-    found = re.fullmatch(r"ssh://([^@/]+)@([^:/]+)(?::(\d+))?", target)
-    if found is None:
-        raise KilnError(f"{target} is no address", fix="write ssh://user@host:port")
-    config = ["-F", str(ssh_config)] if ssh_config else []
-    options = ["-p", found[3] or "22", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
-    login = (*config, *options, f"{found[1]}@{found[2]}")
-    asked = subprocess.run(
-        ["ssh", *login, "id -u; sudo -n true"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if asked.returncode == 255:
-        raise KilnError(f"cannot log in ({asked.stderr.strip()})", where="ssh", fix="check the address and the key")
-    if asked.stdout.strip() == "0":
-        return _Ssh(login)
-    if asked.returncode:
-        raise KilnError(
-            f"{found[1]} may not become root",
-            where=target,
-            fix="log in as root, or as a user with sudo without password",
-        )
-    return _Ssh(login, ("sudo", "-n"))
-
-
-_FIND_PYTHON = (
-    "for python in /usr/bin/python3 /usr/bin/python2.7 python3 python2.7 python; do"
-    ' command -v "$python" && exit; done; exit 127'
-)
-
-
-def _python(shell: Shell, where: str) -> str:
-    run = subprocess.run(
-        shell.command(["sh", "-c", _FIND_PYTHON]), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if run.returncode:
-        said = (run.stderr + run.stdout).strip().splitlines()[-1:] or ["it has none"]
-        raise KilnError(f"no Python there answers ({said[0]})", where=where, fix="look at the target")
-    return run.stdout.strip()
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A node or an image, and its Python."""
-
-    where: str
-    shell: Shell
-    python: str
-
-    @classmethod
-    def of(cls, where: str, shell: Shell) -> _Place:
-        return cls(where, shell, _python(shell, where))
-
-    def manifest(self, path: Path, *, content: bool) -> None:
-        """Writes the manifest of the root file system."""
-        words = [self.python, "-", "make", "/", "--one-file-system", *([] if content else ["--no-content"])]
-        words += [word for name in NOT_ENTERED for word in ("--exclude", name)]
-        with Path(data_manifest.__file__).open("rb") as program, path.open("wb") as output:
-            run = subprocess.run(
-                self.shell.command(words), stdin=program, stdout=output, stderr=subprocess.PIPE, check=False
-            )
-        said = run.stderr.decode("utf-8", "replace").strip()
-        # A file that vanished or that nobody may read makes it 2, and the manifest is whole but for that entry.
-        if run.returncode not in (0, 2) or (run.returncode == 2 and "could not be read whole" not in said):
-            raise KilnError(f"its files could not be listed ({said})", where=self.where, fix="look at the target")
-
-    def ask(self, words: Sequence[str], request: dict[str, Any] | None = None) -> Any:
-        """The answer of the node's program ``losses``."""
-        program = Path(losses.__file__).read_text(encoding="utf-8")
-        run = subprocess.run(
-            self.shell.command([self.python, "-c", program, *words]),
-            input=json.dumps(request or {}),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if run.returncode:
-            said = run.stderr.strip().splitlines()[-1:] or [f"exit code {run.returncode}"]
-            raise KilnError(said[0].removeprefix("losses: "), where=self.where, fix="correct that and run it again")
-        return json.loads(run.stdout)
-
-
-def made_from(target: str, ssh_config: Path | None = None) -> tuple[str, str]:
-    """Release and image that the node was made from, each empty where it does not say; raises KilnError."""
-    run = subprocess.run(
-        _shell(target, ssh_config).command(["cat", RELEASE_FILE]),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = dict(line.partition("=")[::2] for line in run.stdout.splitlines())
-    return said.get("RELEASE", ""), said.get("IMAGE", "")
-
-
-# The image
-
-
-def _image_id(reference: str) -> str:
-    run = subprocess.run(
-        ["docker", "image", "inspect", "--format", "{{.Id}}", reference], capture_output=True, text=True, check=False
-    )
-    if run.returncode:
-        raise KilnError(f"there is no image {reference} to compare with", fix="bake it, or pull it")
-    return run.stdout.strip().removeprefix("sha256:")
-
-
-@contextmanager
-def _started(image: str) -> Iterator[_Place]:
-    """A container of the image that does nothing, and is gone afterwards."""
-    engine = Engine()
-    name = f"kiln-baseline-{uuid.uuid4().hex[:12]}"
-    try:
-        engine.run_idle(image, name)
-        yield _Place.of(image, _Container(name))
-    finally:
-        for container in engine.containers(f"{name}$"):
-            engine.remove_container(container)
-
-
-def baseline(image: str, store: Store, workspaces: Sequence[str]) -> tuple[Path, dict[str, Any]]:
-    """The manifest of an image's files and its facts; made at the first call, which takes about 10 s, then kept."""
-    folder = store.root / "baselines"
-    folder.mkdir(parents=True, exist_ok=True)
-    identity = _image_id(image)
-    manifest, facts = folder / f"{identity}.manifest", folder / f"{identity}.json"
-    if not manifest.is_file() or not facts.is_file():
-        with _started(image) as place:
-            with store.temporary() as temporary:
-                place.manifest(temporary, content=True)
-                temporary.replace(manifest)
-            with store.temporary() as temporary:
-                temporary.write_text(json.dumps(place.ask(["facts", *workspaces])), encoding="utf-8")
-                temporary.replace(facts)
-    return manifest, json.loads(facts.read_text(encoding="utf-8"))
-
-
 # The comparison
 
 Entry = dict[str, Any]
@@ -413,7 +229,7 @@ def find_losses(
     Raises KilnError when one of them cannot be read.
     """
     manifest, was = baseline(image, store, workspaces)
-    node = _Place.of(target, _shell(target, ssh_config))
+    node = Place.of(target, connect(target, ssh_config))
     with TemporaryDirectory(prefix="kiln-losses-") as scratch:
         listed = Path(scratch) / "manifest"
         node.manifest(listed, content=thorough)
@@ -626,7 +442,7 @@ def rescue(target: str, report: LossReport, *, ssh_config: Path | None = None, m
     gets another name, unless it holds all of it. With ``mounted`` a volume must be mounted at /data. Raises KilnError,
     and nothing is copied then, when there is no room.
     """
-    node = _Place.of(target, _shell(target, ssh_config))
+    node = Place.of(target, connect(target, ssh_config))
     paths = sorted({path for loss in report.losses for path in loss.paths})
     request = {
         "paths": paths,

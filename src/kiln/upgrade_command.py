@@ -84,13 +84,14 @@ def _preflight(
     thorough: bool,
 ) -> None:
     from kiln import losses
+    from kiln.losses_place import made_from
     from kiln.store import Store
 
     if not target:
         raise KilnError("--preflight names no node", fix="name a container or ssh://user@host:port")
     if len(images) > 1 or "all" in images:
         raise KilnError("a node was made from one image", fix="name that one, or leave out --image")
-    said = losses.made_from(target, ssh_config)
+    said = made_from(target, ssh_config)
     named = (release or said[0], images[0] if images else said[1])
     if not all(named):
         raise KilnError(
