@@ -19,7 +19,8 @@ from kiln.elf_command import elf
 from kiln.elf_report import read_rules
 from kiln.elf_wheels import check_wheels, read_wheels
 from kiln.errors import KilnError
-from kiln.matrix import ImageSpec, Matrix
+from kiln.image_spec import ImageSpec
+from kiln.matrix import Matrix
 from kiln.project import Project, find_project
 from kiln.store import Store, file_sha256
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kiln.matrix import Login
+from kiln.image_spec import Login
 from stage_container import Target, baked_plan, started
 from tabled import USER
 

@@ -16,7 +16,8 @@ from kiln.elf_tree import Layer, Tree, read_folder
 from kiln.elf_wheels import read_wheels, stack_misses, unseen_misses
 from kiln.engine import Engine
 from kiln.errors import KilnError
-from kiln.matrix import ImageSpec, Matrix
+from kiln.image_spec import ImageSpec
+from kiln.matrix import Matrix
 from kiln.project import Project
 from kiln.store import Store, file_sha256
 from kiln.wheels import tags

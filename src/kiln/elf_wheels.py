@@ -11,7 +11,8 @@ from kiln.elf_cache import cached_path, keep_layer, kept_layer, read_all
 from kiln.elf_loader import Miss
 from kiln.elf_tree import Folder, Layer, from_stream
 from kiln.errors import KilnError
-from kiln.matrix import ImageSpec, Matrix
+from kiln.image_spec import ImageSpec
+from kiln.matrix import Matrix
 from kiln.store import Store
 
 _STEM = re.compile(r"(lib[^/]+?)\.so(?:\.|$)")

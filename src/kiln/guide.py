@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from kiln.components import Strict
 from kiln.errors import KilnError
-from kiln.matrix import ImageSpec, Matrix
+from kiln.image_spec import ImageSpec
+from kiln.matrix import Matrix
 from kiln.project import Project
 from kiln.published_speed import read_published_speed
 from kiln.tables import Table, read_table

@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from kiln.errors import KilnError
 from kiln.guide import TABLE, Guide, read_guide
 from kiln.guide_original import Original, read_original
-from kiln.matrix import ImageSpec, Matrix
+from kiln.image_spec import ImageSpec
+from kiln.matrix import Matrix
 from kiln.project import Project
 
 LANGUAGES = ("en", "zh")

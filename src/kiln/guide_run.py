@@ -15,7 +15,8 @@ from kiln.errors import KilnError
 from kiln.guide import Block, Entry, Guide
 from kiln.guide_object_store import filled
 from kiln.guide_terminal import Answer, Shell
-from kiln.matrix import ImageSpec, Matrix
+from kiln.image_spec import ImageSpec
+from kiln.matrix import Matrix
 from kiln.package import Packages
 from kiln.platform import Cluster, Node, cluster, docker, remove_volumes
 from kiln.project import Project

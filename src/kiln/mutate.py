@@ -15,7 +15,7 @@ from kiln.checks.booting import boot
 from kiln.components import Strict
 from kiln.engine import Engine
 from kiln.errors import KilnError
-from kiln.matrix import ImageSpec
+from kiln.image_spec import ImageSpec
 from kiln.project import Project
 from kiln.tables import read_table
 from kiln.templating import render

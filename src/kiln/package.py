@@ -12,7 +12,7 @@ from typing import Any
 
 from kiln.components import Strict
 from kiln.errors import KilnError
-from kiln.matrix import Release
+from kiln.image_spec import Release
 from kiln.project import Project
 from kiln.release_ids import ReleaseIds
 from kiln.tables import Table, read_table

@@ -21,7 +21,8 @@ from kiln.artifact import Artifact
 from kiln.bootstrap import INDEX_INPUT, Base, lock_name
 from kiln.engine import CHANNEL_LABEL
 from kiln.errors import KilnError
-from kiln.matrix import ImageSpec, Matrix
+from kiln.image_spec import ImageSpec
+from kiln.matrix import Matrix
 from kiln.project import Project
 from kiln.stages import Kind, StageRow, StageTable, file_digest, playbook_files
 from kiln.store import Store
