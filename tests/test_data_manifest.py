@@ -477,11 +477,12 @@ def test_kiln_data(tree: Path, tmp_path: Path) -> None:
 @pytest.mark.alone
 @pytest.mark.long
 def test_it_is_at_least_as_fast_as_find_and_sha256sum(tmp_path: Path) -> None:
+    """The tree of benchmarks/data_manifest.py: 100,000 files of 100 to 8,000 bytes."""
     tree = tmp_path / "tree"
     for folder in range(500):
         (tree / f"{folder}").mkdir(parents=True)
         for name in range(200):
-            (tree / f"{folder}" / f"{name}").write_bytes(os.urandom(100 + name * 20))
+            (tree / f"{folder}" / f"{name}").write_bytes(os.urandom(100 + (folder * 7919 + name * 4729) % 7900))
     ours, theirs = [], []
     for _ in range(7):
         started = time.monotonic()
