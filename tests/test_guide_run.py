@@ -80,7 +80,7 @@ def assert_every_command_has_a_verdict(guide: Guide, report: Report) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_the_cpu_image_keeps_the_whole_guide() -> None:
     guide = guide_of()
     report = Runner(PROJECT, guide).run(choose(guide, None))
@@ -106,7 +106,7 @@ def test_a_gpu_image_keeps_the_quick_part(image: str) -> None:
 
 @pytest.mark.engine
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("image", ["cuda91", "cuda80"])
 def test_a_gpu_image_keeps_the_whole_guide(image: str) -> None:
     guide = guide_of(image)
