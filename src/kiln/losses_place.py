@@ -34,6 +34,8 @@ class Shell(Protocol):
 
 @dataclass(frozen=True)
 class Container:
+    """A running container, as root."""
+
     name: str
 
     def command(self, words: Sequence[str]) -> list[str]:
@@ -42,6 +44,8 @@ class Container:
 
 @dataclass(frozen=True)
 class Ssh:
+    """A machine that SSH logs in to; ``sudo`` stands before what needs root."""
+
     login: tuple[str, ...]
     sudo: tuple[str, ...] = ()
 
@@ -51,6 +55,8 @@ class Ssh:
 
 @dataclass(frozen=True)
 class Local:
+    """This machine."""
+
     def command(self, words: Sequence[str]) -> list[str]:
         return list(words)
 
