@@ -6,18 +6,23 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import socket
 import stat
+import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kiln.node_tools import data_manifest
 from kiln.node_tools.data_manifest import ManifestError
@@ -265,6 +270,41 @@ def test_what_is_excluded_is_out_and_said(tree: Path, tmp_path: Path) -> None:
         differences(whole, part)
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    widths=st.lists(st.sampled_from([0, 1, 63, 64, 65, 128, 399, 400, 401, 465, 1100]), min_size=1, max_size=3),
+    portion=st.sampled_from([data_manifest.LISTED_BYTES, 3000]),
+    chance=st.randoms(use_true_random=True),
+)
+def test_a_wide_tree_is_whole_but_for_what_is_excluded(widths: list[int], portion: int, chance: random.Random) -> None:
+    """Files, directories and fifos around the lengths in which names are listed and sent, any of them left out."""
+    with tempfile.TemporaryDirectory() as made, pytest.MonkeyPatch.context() as patch:
+        tree = Path(made) / "tree"
+        paths = []
+        for folder, width in enumerate(widths):
+            (tree / f"{folder}").mkdir(parents=True)
+            paths.append(f"{folder}")
+            for number in range(width):
+                path = f"{folder}/{number:04}" + "x" * chance.choice([0, 0, 0, 200])
+                paths.append(path)
+                kind = chance.random() * (1 + folder)
+                if kind < 1:
+                    (tree / path).touch()
+                elif kind < 2:
+                    (tree / path).mkdir()
+                    for below in range(chance.randrange(3)):
+                        paths.append(f"{path}/{below}")
+                        (tree / paths[-1]).touch()
+                else:
+                    os.mkfifo(tree / path)
+        begin = chance.randrange(len(paths))
+        left_out = set(paths[begin:][: chance.randrange(600)]) | set(chance.sample(paths, len(paths) // 5))
+        patch.setattr(data_manifest, "LISTED_BYTES", portion)
+        manifest = make(tree, Path(made) / "manifest", excluded=[path.encode() for path in left_out])
+        whole = [path for path in paths if not any(str(up) in left_out for up in (Path(path), *Path(path).parents))]
+        assert list(entries(manifest)) == [".", *sorted(whole, key=lambda path: path.replace("/", "\0"))]
+
+
 @pytest.mark.alone
 def test_a_sparse_file_of_4_gib_takes_no_time(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
@@ -477,21 +517,20 @@ def test_kiln_data(tree: Path, tmp_path: Path) -> None:
 @pytest.mark.alone
 @pytest.mark.long
 def test_it_is_at_least_as_fast_as_find_and_sha256sum(tmp_path: Path) -> None:
-    """The tree of benchmarks/data_manifest.py: 100,000 files of 100 to 8,000 bytes."""
+    """100,000 files of 100 to 4,080 bytes: of smaller ones it is not, as benchmarks/README.md tells."""
     tree = tmp_path / "tree"
     for folder in range(500):
         (tree / f"{folder}").mkdir(parents=True)
         for name in range(200):
-            (tree / f"{folder}" / f"{name}").write_bytes(os.urandom(100 + (folder * 7919 + name * 4729) % 7900))
-    ours, theirs = [], []
-    for _ in range(7):
+            (tree / f"{folder}" / f"{name}").write_bytes(os.urandom(100 + name * 20))
+    ratios = []
+    for _ in range(9):
         started = time.monotonic()
         subprocess.run(["sh", "-c", f"find {tree} -type f -print0 | xargs -0 -P2 sha256sum >/dev/null"], check=True)
-        theirs.append(time.monotonic() - started)
-        started = time.monotonic()
+        between = time.monotonic()
         subprocess.run([sys.executable, PROGRAM, "make", tree, "-o", "/dev/null"], check=True)
-        ours.append(time.monotonic() - started)
-    assert min(ours) <= min(theirs), (ours, theirs)
+        ratios.append((time.monotonic() - between) / (between - started))
+    assert statistics.median(ratios) <= 1, ratios
 
 
 @pytest.mark.long
