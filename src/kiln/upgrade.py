@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -177,21 +176,27 @@ class Rehearsal:
         """Rehearses; the report is in ``folder`` whatever happened. Volumes go unless they must be looked at."""
         self.folder.mkdir(parents=True)
         name = ""
+        finished = False
         try:
             with cluster(self._services(self.old)) as made:
                 name = made.name
                 self._rehearse(made)
-        finally:
-            clean = self.report.verdict in ("kept", "rolled back") and not self.keep_volumes
-            if clean and sys.exc_info()[0] is None:
+            if self.report.verdict in ("kept", "rolled back") and not self.keep_volumes:
+                self._write()  # before the proof goes
                 remove_volumes(name)
-            elif name:
-                volumes = docker("volume", "ls", "--quiet", f"--filter=name={name}-", check=False)
-                self.report.volumes = volumes.split()
-                kept = " ".join(self.report.volumes)
-                self.told(f"volumes kept: {kept}; docker volume rm removes them" if kept else "no volume was made")
-            self._write()
+                finished = True
+        finally:
+            if not finished:
+                if name:
+                    self._keep(name)
+                self._write()
         return self.report
+
+    def _keep(self, name: str) -> None:
+        volumes = docker("volume", "ls", "--quiet", f"--filter=name={name}-", check=False)
+        self.report.volumes = volumes.split()
+        kept = " ".join(self.report.volumes)
+        self.told(f"volumes kept: {kept}; docker volume rm removes them" if kept else "no volume is left")
 
     def _rehearse(self, made: Cluster) -> None:
         old, new = self._reference(self.old), self._reference(self.new)
