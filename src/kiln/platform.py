@@ -352,8 +352,12 @@ def _remove_containers(name: str) -> None:
         docker("rm", "--force", *containers, check=False, whole=True)
 
 
+def volumes_of(name: str) -> list[str]:
+    """The data volumes that are there of the cluster called ``name``."""
+    return docker("volume", "ls", "--quiet", f"--filter=label={LABEL}={name}", check=False).split()
+
+
 def remove_volumes(name: str) -> None:
     """Removes the data volumes of the cluster called ``name``."""
-    volumes = docker("volume", "ls", "--quiet", f"--filter=label={LABEL}={name}", check=False).split()
-    if volumes:
+    if volumes := volumes_of(name):
         docker("volume", "rm", "--force", *volumes, check=False, whole=True)

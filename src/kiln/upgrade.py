@@ -22,7 +22,7 @@ from kiln.errors import KilnError
 from kiln.losses import LossReport, find_losses
 from kiln.matrix import Matrix
 from kiln.node_tools import data_manifest, rehearsal_data
-from kiln.platform import Cluster, Node, Service, cluster, docker, remove_volumes
+from kiln.platform import Cluster, Node, Service, cluster, docker, remove_volumes, volumes_of
 from kiln.project import Project
 from kiln.sample_changes import read_samples, sample_changes
 from kiln.store import Store
@@ -193,8 +193,7 @@ class Rehearsal:
         return self.report
 
     def _keep(self, name: str) -> None:
-        volumes = docker("volume", "ls", "--quiet", f"--filter=name={name}-", check=False)
-        self.report.volumes = volumes.split()
+        self.report.volumes = volumes_of(name)
         kept = " ".join(self.report.volumes)
         self.told(f"volumes kept: {kept}; docker volume rm removes them" if kept else "no volume is left")
 

@@ -81,7 +81,9 @@ MOST_EXTENTS = 1000
 BATCH_NAMES = 400
 BATCH_BYTES = 16384
 FILES_AT_ONCE = 64
+"""Names that go into a message together."""
 NAMES_AT_ONCE = 1000
+"""Names that are taken from a directory together."""
 PIPE_BYTES = 32768
 """What surely fits into a pipe (pipe(7): 65536) beside what is there already: more is sent only to an idle worker."""
 LISTED_BYTES = 96 << 20
@@ -204,11 +206,6 @@ if PY2:
         seconds, nanoseconds = struct.unpack_from("qq", buffer.raw, 88)
         return int(seconds) * 10**9 + int(nanoseconds)
 
-    def _listxattr(descriptor):
-        # type: (int) -> int
-        """How long the list of names is."""
-        return _called(_LIBC.flistxattr, descriptor, None, 0)
-
     def _xattrs(name, descriptor):
         # type: (bytes, int) -> list[tuple[bytes, bytes]]
         length = _called(_LIBC.llistxattr, name, None, 0)
@@ -229,8 +226,6 @@ else:
         # type: (bytes, os.stat_result) -> int
         """Nanoseconds since 1970."""
         return status.st_mtime_ns
-
-    _listxattr = os.listxattr
 
     def _xattrs(name, descriptor):
         # type: (bytes, int) -> list[tuple[bytes, bytes]]
@@ -256,7 +251,6 @@ def xattrs_field(name, descriptor):
     return ',"xattrs":{%s}' % ",".join(sorted(pairs))
 
 
-IFMT, IFREG = 0o170000, stat.S_IFREG
 _sha256 = hashlib.sha256
 NO_CONTENT = _sha256().hexdigest()
 
@@ -428,11 +422,10 @@ class Entries(object):
         """Appends the lines of small files that have nothing odd; returns where the first item stands that is not one.
 
         ``texts``: the names as they are quoted. Each name from ``begin`` on, up to an item that starts with ``/``, was
-        a regular file's when it was listed, so it is opened without a look. All that is done to a file stands in this
-        one loop, as calls take their time too.
+        a regular file's when it was listed, so it is opened without a look. One loop, as calls take their time too.
         """
         fstat, read, close, opened = os.fstat, os.read, os.close, os.open
-        listed, sha256, append = _listxattr, _sha256, lines.append
+        sha256, append = _sha256, lines.append
         for at in range(begin, len(names)):
             name = names[at]
             if name[:1] == b"/":
@@ -444,18 +437,13 @@ class Entries(object):
             try:
                 status = fstat(descriptor)
                 mode, _, _, links, owner, group, size, _, _, _ = status
-                if size >= BLOCK or status.st_blocks * 512 < size or links != 1 or mode & IFMT != IFREG:
+                if size >= BLOCK or status.st_blocks * 512 < size or links != 1 or not stat.S_ISREG(mode):
                     return at
                 data = read(descriptor, size + 1)
                 if len(data) != size:
                     return at
-                try:
-                    xattrs = xattrs_field(name, descriptor) if listed(descriptor) else ""
-                except OSError as error:
-                    if error.errno != errno.ENOTSUP:
-                        return at
-                    xattrs = ""
-                modified = mtime_ns(name, status) if PY2 else status.st_mtime_ns
+                xattrs = xattrs_field(name, descriptor)
+                modified = mtime_ns(name, status)
             except OSError:
                 return at
             finally:
